@@ -1,0 +1,140 @@
+"""PCGrad as a function of the Gram matrix: pure, batched, and never read by the host."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def pcgrad_coefficients(
+    gram: Tensor,  # [..., T, T]
+    order: Tensor,  # [..., T, T]
+) -> Tensor:  # [..., T, T]
+    r"""How much of every original gradient each task's projected gradient holds.
+
+    Task :math:`i` starts from its own gradient and visits the others in its order. Where the
+    projected gradient :math:`\sum_m C_{im} g_m` conflicts with the *original* :math:`g_j`, the
+    component along :math:`g_j` is removed:
+
+    .. math::
+        C_{ij} \leftarrow C_{ij} - \frac{\min(0, \sum_m C_{im} G_{mj})}{G_{jj}}, \qquad j \ne i
+
+    Args:
+        gram: inner products of the tasks' gradients, ``[..., T, T]``.
+        order: row ``i`` lists the tasks in the order in which task ``i`` visits them,
+            ``[..., T, T]`` integers; a task's visit to itself is skipped.
+
+    Returns:
+        Coefficients ``[..., T, T]``, row ``i`` for the projected gradient of task ``i``.
+
+    Example:
+        >>> gram = torch.tensor([[1.0, -1.0], [-1.0, 2.0]])
+        >>> pcgrad_coefficients(gram, torch.tensor([[1, 0], [0, 1]])).tolist()
+        [[1.0, 0.5], [1.0, 1.0]]
+
+    Source: Tianhe Yu et al., "Gradient Surgery for Multi-Task Learning", 2020, Algorithm 1.
+    """
+    num_tasks = gram.shape[-1]
+    batch = torch.broadcast_shapes(gram.shape, order.shape)
+    gram, order = gram.expand(batch), order.expand(batch)
+    itself = torch.arange(num_tasks, device=gram.device)
+    coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device).expand(batch).clone()
+    squared_norms = gram.diagonal(dim1=-2, dim2=-1)
+    for visit in order.unbind(-1):  # [..., T]: whom each task visits now
+        along = gram.gather(-2, visit.unsqueeze(-1).expand(batch))  # row i: gram of i's visit
+        dots = (coefficients * along).sum(-1)
+        conflict = (dots < 0) & (visit != itself)
+        removed = torch.where(conflict, dots / squared_norms.gather(-1, visit), 0.0)
+        coefficients.scatter_add_(-1, visit.unsqueeze(-1), -removed.unsqueeze(-1))
+    return coefficients
+
+
+def pcgrad_weights(
+    gram: Tensor,  # [..., T, T]
+    order: Tensor,  # [..., T, T]
+) -> Tensor:  # [..., T]
+    r"""Weights that turn the tasks' original gradients into PCGrad's update.
+
+    .. math:: w_j = \sum_i C_{ij}
+
+    with :math:`C` from :func:`pcgrad_coefficients`. Every weight is at least 1, and exactly 1 for a
+    task that nobody conflicts with.
+
+    Args:
+        gram: inner products of the tasks' gradients, ``[..., T, T]``.
+        order: row ``i`` lists the tasks in the order in which task ``i`` visits them,
+            ``[..., T, T]`` integers.
+
+    Returns:
+        Weights ``[..., T]`` of the sum; divide by T for the mean.
+
+    Example:
+        >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64)
+        >>> weights = pcgrad_weights(gram, projection_order(2, seed=0, step=0))
+        >>> [round(weight, 4) for weight in weights.tolist()]
+        [2.2222, 1.5789]
+
+    Source: Tianhe Yu et al., "Gradient Surgery for Multi-Task Learning", 2020, Algorithm 1.
+    """
+    return pcgrad_coefficients(gram, order).sum(-2)
+
+
+def projection_order(
+    num_tasks: int,
+    seed: int,
+    step: int | Tensor,
+    device: torch.device | str | None = None,
+) -> Tensor:  # [T, T]
+    """The random order in which each task visits the others, as a function of seed and step alone.
+
+    Equal arguments give equal orders on every device and process, no global random state is read
+    or changed, and a ``step`` that lives on the device is not read by the host, so a captured CUDA
+    graph draws a new order at every replay.
+
+    Args:
+        num_tasks: T.
+        seed: any integer.
+        step: number of optimizer steps done, an integer or a 0-d integer tensor.
+        device: where the order is wanted; that of ``step`` when it is a tensor.
+
+    Returns:
+        ``[T, T]`` integers; row ``i`` is a permutation of ``0..T-1``.
+
+    Raises:
+        ValueError: ``num_tasks`` below 1.
+
+    Example:
+        >>> order = projection_order(4, seed=7, step=3)
+        >>> order.sort(dim=-1).values[0].tolist()
+        [0, 1, 2, 3]
+        >>> bool((order == projection_order(4, seed=7, step=torch.tensor(3))).all())
+        True
+    """
+    if num_tasks < 1:
+        raise ValueError(f"num_tasks: must be at least 1, got {num_tasks}")
+    if isinstance(step, Tensor):
+        device = step.device if device is None else device
+        clock = step.to(device=device, dtype=torch.int64)
+    else:
+        clock = torch.full((), step, dtype=torch.int64, device=device)
+    low, high = (
+        torch.full((), part & _MASK, dtype=torch.int64, device=device)
+        for part in (seed, seed >> 32)
+    )
+    cells = torch.arange(num_tasks * num_tasks, dtype=torch.int64, device=device)
+    keys = _mix(_mix(_mix(low, high), clock), cells)
+    return keys.view(num_tasks, num_tasks).argsort(dim=-1, stable=True)
+
+
+_MASK = 0xFFFFFFFF
+# Odd and below 2**27, so that its product with a 32-bit number never overflows a signed 64-bit one
+# and the same bits come out of every device.
+_MULTIPLIER = 0x45D9F3B
+
+
+def _mix(key: Tensor, value: Tensor) -> Tensor:
+    """A 32-bit number that depends on every bit of both."""
+    mixed = ((key ^ (value & _MASK)) + 0x9E3779B9) & _MASK
+    for _ in range(3):
+        mixed = ((mixed ^ (mixed >> 16)) * _MULTIPLIER) & _MASK
+    return mixed ^ (mixed >> 16)
