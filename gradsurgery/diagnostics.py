@@ -1,0 +1,199 @@
+"""What the last surgery saw and did, kept on the device until somebody reads it."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+class Diagnostics:
+    """Conflicts between the tasks' gradients: of the last surgery, and since training began.
+
+    Every attribute is a tensor on the gradients' device. Nothing here waits for that device until
+    a value is read (``.item()``, ``.tolist()``, :meth:`summary`).
+
+    Attributes:
+        tasks: names of the T tasks in the last surgery, in the order of the tensors.
+        task_names: names of all N tasks met so far.
+        gram: inner products of the tasks' gradients, ``[T, T]``.
+        weights: what the gradients of the shared parameters were multiplied by, ``[T]``.
+        num_surgeries: surgeries recorded so far.
+
+    Example:
+        >>> diagnostics = Diagnostics()
+        >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]])
+        >>> diagnostics.record(["a", "b"], [0, 1], ["a", "b"], gram, torch.ones(2))
+        >>> diagnostics.conflicts.tolist()
+        [[False, True], [True, False]]
+        >>> round(diagnostics.norm_before.item() ** 2, 3)
+        12.0
+    """
+
+    def __init__(self) -> None:
+        self.tasks: tuple[Hashable, ...] = ()
+        self.task_names: tuple[Hashable, ...] = ()
+        self.num_surgeries = 0
+        self._gram: Tensor | None = None
+        self._weights: Tensor | None = None
+        self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
+        self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
+
+    def record(
+        self,
+        tasks: Sequence[Hashable],
+        indices: Sequence[int],
+        task_names: Sequence[Hashable],
+        gram: Tensor,  # [T, T]
+        weights: Tensor,  # [T]
+    ) -> None:
+        """Takes note of one surgery.
+
+        Args:
+            tasks: names of the T tasks that took part.
+            indices: their places among ``task_names``.
+            task_names: names of all N tasks.
+            gram: inner products of their gradients, ``[T, T]``.
+            weights: what their gradients are multiplied by, ``[T]``.
+        """
+        self.tasks, self.task_names = tuple(tasks), tuple(task_names)
+        self._gram, self._weights = gram, weights
+        self.num_surgeries += 1
+        num_tasks = len(task_names)
+        self._met = _grown(self._met, num_tasks, gram.device)
+        self._conflicted = _grown(self._conflicted, num_tasks, gram.device)
+        if list(indices) == list(range(num_tasks)):
+            self._met += 1
+            self._conflicted += self.conflicts
+        else:
+            for row, i in enumerate(indices):
+                for column, j in enumerate(indices):
+                    self._met[i, j] += 1
+                    self._conflicted[i, j] += self.conflicts[row, column]
+
+    @property
+    def gram(self) -> Tensor:  # [T, T]
+        return _recorded(self._gram)
+
+    @property
+    def weights(self) -> Tensor:  # [T]
+        return _recorded(self._weights)
+
+    @property
+    def norms(self) -> Tensor:  # [T]
+        """Norm of each task's gradient, ``[T]``, in the units of the loss per parameter."""
+        return self.gram.diagonal().sqrt()
+
+    @property
+    def cosines(self) -> Tensor:  # [T, T]
+        """Cosines between the tasks' gradients, ``[T, T]``; 0 for a gradient that is all zero."""
+        norms = self.norms
+        return torch.where(self.gram == 0, 0.0, self.gram / norms / norms.unsqueeze(-1))
+
+    @property
+    def conflicts(self) -> Tensor:  # [T, T]
+        """Which pairs had a negative inner product, ``[T, T]`` booleans."""
+        return (self.gram < 0).fill_diagonal_(False)
+
+    @property
+    def norm_before(self) -> Tensor:  # []
+        """Norm of the plain sum of the tasks' gradients."""
+        return self.gram.sum().clamp_min(0).sqrt()
+
+    @property
+    def norm_after(self) -> Tensor:  # []
+        """Norm of the update that the weights make of them."""
+        weights = self.weights.to(self.gram.dtype)
+        return (weights @ self.gram @ weights).clamp_min(0).sqrt()
+
+    @property
+    def conflict_rate(self) -> Tensor:  # [N, N]
+        """Share of the surgeries with both tasks in which they conflicted, ``[N, N]`` over
+        ``task_names``; NaN for a pair that never met."""
+        return _recorded(self._conflicted) / _recorded(self._met)
+
+    def summary(self) -> dict[str, float]:
+        """The numbers as a flat dictionary for a logger, read in one wait for the device.
+
+        Returns:
+            ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a``, ``cosine/a~b`` and
+            ``conflict_rate/a~b``; empty before the first surgery.
+        """
+        if self._gram is None:
+            return {}
+        names = ["norm_before", "norm_after"]
+        names += [f"norm/{task}" for task in self.tasks]
+        names += [f"weight/{task}" for task in self.tasks]
+        values = [self.norm_before[None], self.norm_after[None], self.norms, self.weights]
+        for kind, matrix, tasks in (
+            ("cosine", self.cosines, self.tasks),
+            ("conflict_rate", self.conflict_rate, self.task_names),
+        ):
+            upper = torch.ones(len(tasks), len(tasks), dtype=torch.bool).triu(1).nonzero().tolist()
+            names += [f"{kind}/{tasks[i]}~{tasks[j]}" for i, j in upper]
+            values += [matrix[i, j][None] for i, j in upper]
+        read = torch.cat([value.to(torch.float64) for value in values]).tolist()
+        return dict(zip(names, read, strict=True))
+
+    def plot_cosines(self, axes: Axes | None = None) -> Axes:
+        """Draws the cosines of the last surgery as a heat map; needs matplotlib.
+
+        Args:
+            axes: where to draw; a new figure by default.
+        """
+        import matplotlib.pyplot as plt
+
+        if axes is None:
+            _, axes = plt.subplots()
+        cosines = self.cosines.tolist()
+        image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu")
+        axes.set_xticks(range(len(self.tasks)), [str(task) for task in self.tasks])
+        axes.set_yticks(range(len(self.tasks)), [str(task) for task in self.tasks])
+        for i, row in enumerate(cosines):
+            for j, cosine in enumerate(row):
+                colour = "white" if abs(cosine) > 0.6 else "black"
+                axes.text(j, i, f"{cosine:.2f}", ha="center", va="center", color=colour)
+        axes.figure.colorbar(image, ax=axes, label="cosine of the tasks' gradients")
+        return axes
+
+    def state_dict(self) -> dict[str, object]:
+        """The running counts, for an exact resume."""
+        return {
+            "num_surgeries": self.num_surgeries,
+            "met": self._met,
+            "conflicted": self._conflicted,
+        }
+
+    def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:
+        """Takes the running counts back; the last surgery's own numbers are gone."""
+        self.__init__()  # type: ignore[misc]
+        self.num_surgeries = int(state["num_surgeries"])  # type: ignore[call-overload]
+        met, conflicted = state["met"], state["conflicted"]
+        self._met = met.to(device, copy=True) if isinstance(met, Tensor) else None
+        self._conflicted = (
+            conflicted.to(device, copy=True) if isinstance(conflicted, Tensor) else None
+        )
+
+
+def _recorded(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError(
+            "diagnostics: nothing to read before the first surgery; call step() first "
+            "(LossSum and WeightedSum need monitor=True)"
+        )
+    return value
+
+
+def _grown(counts: Tensor | None, num_tasks: int, device: torch.device) -> Tensor:
+    """Counts over more tasks than before, the new ones zero."""
+    if counts is not None and counts.shape[0] == num_tasks:
+        return counts
+    grown = torch.zeros(num_tasks, num_tasks, dtype=torch.int64, device=device)
+    if counts is not None:
+        grown[: counts.shape[0], : counts.shape[1]] = counts
+    return grown

@@ -1,0 +1,254 @@
+"""The methods: the plain sum of the losses, a weighted sum, and PCGrad."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from typing import Any, Literal, cast
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery.weighting import pcgrad_weights, projection_order
+from gradsurgery.wrapper import Handling, MultiTaskOptimizer, Weighting, check_integer
+
+
+class LossSum(MultiTaskOptimizer):
+    r"""The plain sum of the losses: what multi-task training does without surgery.
+
+    .. math:: u = \sum_t g_t
+
+    Costs what ``sum(losses).backward()`` costs and keeps no gradients apart, unless it monitors.
+
+    Args:
+        base: the optimizer that takes the step.
+        tasks: the names that :meth:`task` admits; by default every new name is a new task.
+        monitor: gather the diagnostics of conflicts, for the memory and passes of surgery, without
+            changing the update.
+        scope, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = LossSum(torch.optim.SGD(model.parameters(), lr=0.1), monitor=True)
+        >>> optimizer.backward([model(torch.ones(1, 2)).sum(), -model(torch.ones(1, 2)).sum()])
+        >>> optimizer.diagnostics.cosines.round().tolist()
+        [[1.0, -1.0], [-1.0, 1.0]]
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        tasks: Iterable[Hashable] | None = None,
+        monitor: bool = False,
+        scope: Literal["shared", "all"] = "shared",
+        buffer_dtype: torch.dtype | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        super().__init__(
+            base, _ones, tasks=tasks, scope=scope, buffer_dtype=buffer_dtype, fused=fused
+        )
+        self.monitor = monitor
+
+    def _choose_handling(self) -> Handling:
+        return "weighted" if self.monitor else "plain"
+
+    def _watches(self) -> bool:
+        return self.monitor
+
+
+class WeightedSum(LossSum):
+    r"""A sum of the losses with fixed weights.
+
+    .. math:: u = \sum_t w_t\, g_t
+
+    Args:
+        base: the optimizer that takes the step.
+        weights: finite numbers of at least 0, as a mapping of task names or in the order of
+            ``tasks``.
+        tasks: the names that :meth:`task` admits; by default those of the mapping, or the numbers
+            from 0 on.
+        monitor, scope, buffer_dtype, fused: as in :class:`LossSum`; the diagnostics are those of
+            the tasks' own gradients, before the weights.
+
+    Raises:
+        TypeError: a weight is not a number, and as :class:`MultiTaskOptimizer`.
+        ValueError: a weight is negative or not finite, or they are not one for each task, and as
+            :class:`MultiTaskOptimizer`.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1, bias=False)
+        >>> optimizer = WeightedSum(
+        ...     torch.optim.SGD(model.parameters(), lr=0.1), {"a": 1.0, "b": 0.5}
+        ... )
+        >>> optimizer.backward({name: model(torch.ones(1, 2)).sum() for name in ("a", "b")})
+        >>> model.weight.grad.tolist()
+        [[1.5, 1.5]]
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        weights: Mapping[Any, float] | Sequence[float],
+        *,
+        tasks: Iterable[Hashable] | None = None,
+        monitor: bool = False,
+        scope: Literal["shared", "all"] = "shared",
+        buffer_dtype: torch.dtype | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        given = dict(weights if isinstance(weights, Mapping) else enumerate(weights))
+        names = list(given) if tasks is None else list(tasks)
+        if not isinstance(weights, Mapping) and len(names) == len(given):
+            given = dict(zip(names, given.values(), strict=True))
+        if set(names) != set(given):
+            raise ValueError(
+                f"weights: must be one for each of the tasks {names}, got {len(given)} for "
+                f"{list(given)}"
+            )
+        for name, weight in given.items():
+            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+                raise TypeError(
+                    f"weights: must be numbers, got {type(weight).__name__} for task {name!r}"
+                )
+            if not (math.isfinite(weight) and weight >= 0):
+                raise ValueError(
+                    f"weights: must be finite and at least 0, got {weight} for task {name!r}"
+                )
+        super().__init__(
+            base, tasks=names, monitor=monitor, scope=scope, buffer_dtype=buffer_dtype, fused=fused
+        )
+        self.weights = {name: float(weight) for name, weight in given.items()}
+
+    def _choose_handling(self) -> Handling:
+        return "weighted"
+
+    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:
+        weights = [gram.new_full((), self._loss_weight(task)) for task in of_tasks]
+        return torch.stack(weights)
+
+    def _loss_weight(self, task: int) -> float:
+        return self.weights[self._names[task]]
+
+
+class PCGrad(MultiTaskOptimizer):
+    r"""Projects each task's gradient onto the normal plane of those it conflicts with.
+
+    For every task i, over the other tasks j in random order:
+
+    .. math::
+        g_i^{PC} \leftarrow g_i^{PC}
+        - \frac{\min(0,\; g_i^{PC} \cdot g_j)}{\lVert g_j \rVert^2} g_j, \qquad u = \sum_i g_i^{PC}
+
+    Args:
+        base: the optimizer that takes the step.
+        tasks: the names that :meth:`task` admits; by default every new name is a new task.
+        reduction: ``"sum"`` as in the paper, or ``"mean"`` for the sum over the shared parameters
+            divided by T.
+        scope: ``"shared"``, or ``"all"`` to project task-specific parameters as well, as older
+            implementations do; heads then weaken the projection of the trunk.
+        seed: of the orders, which are a function of ``(seed, step)`` alone.
+        every: surgery in every ``every``-th step; the steps between use the last weights as weights
+            of the losses on the shared parameters, at the price of the plain sum.
+        start_step: steps of plain loss sum before the first surgery.
+        buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
+        fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer, or a whole number is not one.
+        ValueError: ``base`` has no parameters, or an option is out of its range.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> optimizer = PCGrad(torch.optim.AdamW(model.parameters(), lr=1e-3))
+        >>> for name, inputs in {"a": torch.ones(3, 2), "b": torch.zeros(3, 2)}.items():
+        ...     with optimizer.task(name):
+        ...         model(inputs).sum().backward()
+        >>> optimizer.step()
+        >>> optimizer.diagnostics.weights.tolist()
+        [1.0, 1.0]
+
+    Source: Tianhe Yu et al., "Gradient Surgery for Multi-Task Learning", 2020.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        tasks: Iterable[Hashable] | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+        scope: Literal["shared", "all"] = "shared",
+        seed: int = 0,
+        every: int = 1,
+        start_step: int = 0,
+        buffer_dtype: torch.dtype | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        check_integer("every", every, at_least=1)
+        check_integer("start_step", start_step, at_least=0)
+        super().__init__(
+            base,
+            cast("Weighting", pcgrad_weights),
+            tasks=tasks,
+            reduction=reduction,
+            scope=scope,
+            seed=seed,
+            buffer_dtype=buffer_dtype,
+            fused=fused,
+        )
+        self.every = every
+        self.start_step = start_step
+        self._last: dict[int, Tensor] = {}  # task -> weight in the last surgery
+        self._last_scaled: dict[Tensor, None] = {}  # parameters that the weights went to
+
+    def _choose_handling(self) -> Handling:
+        since = self._num_steps - self.start_step
+        if since < 0:
+            return "plain"
+        return "apart" if since % self.every == 0 or not self._last else "weighted"
+
+    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:
+        if self._clock is None or self._clock.device != gram.device:
+            self._clock = torch.full((), self._num_steps, dtype=torch.int64, device=gram.device)
+        return pcgrad_weights(gram, projection_order(len(of_tasks), self.seed, self._clock))
+
+    def _write(self, weights: Tensor) -> None:
+        if self.every > 1:
+            shared = self._buffer.shared() if self.scope == "shared" else self._buffer.touched()
+            self._last_scaled = dict.fromkeys(shared)
+            kept = weights / len(weights) if self.reduction == "mean" else weights
+            self._last = dict(zip(self._buffer.slots, kept.unbind(), strict=True))
+        super()._write(weights)
+
+    def _scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
+        scaled = [grad for parameter, grad in grads.items() if parameter in self._last_scaled]
+        if task in self._last and scaled:
+            torch._foreach_mul_(scaled, self._last[task])
+
+    def _must_see_each_task(self) -> bool:
+        return True
+
+    def _own_state(self) -> dict[str, Any]:
+        places = {parameter: place for place, parameter in enumerate(self._parameters())}
+        return {
+            **super()._own_state(),
+            "last_weights": {task: weight.clone() for task, weight in self._last.items()},
+            "last_scaled": [places[p] for p in self._last_scaled if p in places],
+        }
+
+    def _load_own_state(self, own: Mapping[str, Any]) -> None:
+        super()._load_own_state(own)
+        parameters = list(self._parameters())
+        self._last = {
+            task: weight.to(parameters[0].device, copy=True)
+            for task, weight in own.get("last_weights", {}).items()
+        }
+        self._last_scaled = dict.fromkeys(parameters[place] for place in own.get("last_scaled", []))
+
+
+def _ones(gram: Tensor) -> Tensor:  # [T, T] -> [T]
+    return gram.new_ones(gram.shape[0])

@@ -1,0 +1,532 @@
+"""The wrapper that keeps each task's gradient apart until one update is made of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery import kernels
+from gradsurgery.buffer import GradientBuffer
+from gradsurgery.diagnostics import Diagnostics
+
+Losses = (
+    Sequence[Tensor] | Mapping[Any, Tensor] | Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]]
+)
+Weighting = Callable[[Tensor], Tensor]
+# What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
+# .grad, multiplied by the task's weight; or autograd itself has added it and nothing is left to do.
+Handling = Literal["apart", "weighted", "plain"]
+
+
+def _of_base(name: str) -> Any:
+    """An attribute of the optimizer that really belongs to the one it wraps."""
+    return property(
+        lambda self: getattr(self.base, name),
+        lambda self, value: setattr(self.base, name, value),
+    )
+
+
+class MultiTaskOptimizer(Optimizer):
+    r"""Any gradient surgery that is a function of the Gram matrix, around any optimizer.
+
+    .. math:: u = \sum_t w_t\, g_t, \qquad w = \mathrm{weighting}(G), \quad G_{ij} = g_i \cdot g_j
+
+    over the parameters that two or more tasks reached; a parameter that one task alone reached
+    keeps its plain gradient. ``param_groups``, ``state`` and ``defaults`` are those of ``base``.
+
+    Args:
+        base: the optimizer that takes the step.
+        weighting: ``gram [T, T] -> weights [T]``, T being the tasks of this step, in the order in
+            which they were first named.
+        tasks: the names that :meth:`task` admits; by default every new name is a new task.
+        reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
+        scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
+            weights, task-specific ones included, as older implementations do.
+        seed: of the random choices, where the weighting makes any.
+        buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
+        fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
+
+    Raises:
+        TypeError: ``base`` is not an optimizer, or ``weighting`` cannot be called.
+        ValueError: ``base`` has no parameters, an option is none of its choices, or ``tasks``
+            names a task twice.
+
+    Example:
+        >>> model = torch.nn.Linear(2, 1)
+        >>> base = torch.optim.SGD(model.parameters(), lr=0.1)
+        >>> optimizer = MultiTaskOptimizer(base, lambda gram: 1 / gram.diagonal().sqrt())
+        >>> for name, inputs in {"a": torch.ones(3, 2), "b": torch.zeros(3, 2)}.items():
+        ...     with optimizer.task(name):
+        ...         model(inputs).sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        weighting: Weighting,
+        *,
+        tasks: Iterable[Hashable] | None = None,
+        reduction: Literal["sum", "mean"] = "sum",
+        scope: Literal["shared", "all"] = "shared",
+        seed: int = 0,
+        buffer_dtype: torch.dtype | None = None,
+        fused: bool | None = None,
+    ) -> None:
+        # Optimizer.__init__ is not called: it would make parameter groups, state and hooks anew.
+        if not isinstance(base, Optimizer):
+            raise TypeError(
+                f"base: must be a torch.optim.Optimizer, got {type(base).__name__}; "
+                "give it the optimizer that is to take the step"
+            )
+        if not any(group["params"] for group in base.param_groups):
+            raise ValueError("base: must have parameters, found none; give it model.parameters()")
+        if not callable(weighting):
+            raise TypeError(
+                f"weighting: must be a callable gram -> weights, got {type(weighting).__name__}"
+            )
+        _check_choice("reduction", reduction, ("sum", "mean"))
+        _check_choice("scope", scope, ("shared", "all"))
+        check_integer("seed", seed)
+        if buffer_dtype is not None and not buffer_dtype.is_floating_point:
+            raise ValueError(f"buffer_dtype: must be a floating type, got {buffer_dtype}")
+        kernels.choose(fused)
+        names = [] if tasks is None else list(tasks)
+        if len(set(names)) < len(names):
+            raise ValueError(f"tasks: must name each task once, got {names}")
+        self.base = base
+        self.weighting = weighting
+        self.reduction = reduction
+        self.scope = scope
+        self.seed = seed
+        self.fused = fused
+        self.diagnostics = Diagnostics()
+        self._names: list[Hashable] = names
+        self._names_are_fixed = tasks is not None
+        self._buffer = GradientBuffer(buffer_dtype)
+        self._handling: Handling | None = None  # None until the step's first block
+        self._is_open = False
+        self._num_steps = 0
+        self._clock: Tensor | None = None  # the same number, on the gradients' device
+
+    param_groups = _of_base("param_groups")
+    state = _of_base("state")
+    defaults = _of_base("defaults")
+    # Hooks are the base optimizer's as well, so that its step() fires each of them once.
+    _optimizer_step_pre_hooks = _of_base("_optimizer_step_pre_hooks")
+    _optimizer_step_post_hooks = _of_base("_optimizer_step_post_hooks")
+    _optimizer_state_dict_pre_hooks = _of_base("_optimizer_state_dict_pre_hooks")
+    _optimizer_state_dict_post_hooks = _of_base("_optimizer_state_dict_post_hooks")
+    _optimizer_load_state_dict_pre_hooks = _of_base("_optimizer_load_state_dict_pre_hooks")
+    _optimizer_load_state_dict_post_hooks = _of_base("_optimizer_load_state_dict_post_hooks")
+
+    @property
+    def tasks(self) -> tuple[Hashable, ...]:
+        """Names of the tasks: those declared, or those met so far."""
+        return tuple(self._names)
+
+    @contextmanager
+    def task(self, name: Hashable) -> Iterator[None]:
+        """Attributes every gradient made inside the block to one task.
+
+        Any number of backwards may run in it, and any number of blocks of one task in a step: they
+        add up. A block left by an exception counts for nothing.
+
+        Args:
+            name: the task.
+
+        Raises:
+            ValueError: an unknown name, a block inside another, or a sparse gradient.
+        """
+        self._check_name(name)
+        self._check_closed("task()")
+        if self._handling is None:
+            self._handling = self._choose_handling()
+        self._is_open = True
+        try:
+            if self._handling == "plain":
+                yield
+            else:
+                with self._apart(name):
+                    yield
+        finally:
+            self._is_open = False
+        self._index(name)
+
+    def backward(self, losses: Losses, retain_graph: bool | None = None) -> None:
+        """Back-propagates one loss for each task and writes the combined gradient to ``.grad``.
+
+        Args:
+            losses: a sequence (a loss for each task, in the order of ``tasks``), a mapping of task
+                names to losses, or a generator of losses or of ``(name, loss)`` pairs. A generator
+                is asked for the next loss after the last one's backward, so that one graph is
+                alive at a time.
+            retain_graph: as in ``Tensor.backward``. By default the graph is kept between the losses
+                of a sequence or mapping, which may share it, and freed by each loss of a generator.
+
+        Raises:
+            TypeError: a loss is not a tensor.
+            ValueError: a loss is not a scalar or needs no gradient, their number is not that of the
+                declared tasks, or there is none.
+        """
+        self._check_closed("backward()")
+        was_empty = not self._buffer.slots
+        try:
+            if isinstance(losses, (Sequence, Mapping)):
+                self._backward_given(self._named(losses), retain_graph)
+            else:
+                self._backward_lazily(losses, bool(retain_graph))
+        except BaseException:
+            if was_empty:
+                self._buffer.clear()
+            raise
+        self.surgery()
+
+    pc_backward = backward
+
+    def surgery(self) -> None:
+        """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.
+
+        Call it where something must see the combined gradient before the step: gradient clipping,
+        ``GradScaler.unscale_`` and ``GradScaler.step``. Without gradients kept apart it does
+        nothing.
+        """
+        self._check_closed("surgery()")
+        buffer = self._buffer
+        if not buffer.slots:
+            return
+        of_tasks = sorted(buffer.slots)
+        slots = [buffer.slots[task] for task in of_tasks]
+        chosen = kernels.choose(self.fused)
+        buffer.settle()
+        gram = buffer.gram(chosen.gram_matrix, alone=self.scope == "all")
+        gram = _picked(_picked(gram, slots).T, slots).T
+        weights = self._weigh(gram, of_tasks)
+        names = [self._names[task] for task in of_tasks]
+        self.diagnostics.record(names, of_tasks, self._names, gram, weights)
+        if self._handling == "apart":
+            self._write(_picked(weights, [of_tasks.index(task) for task in buffer.slots]))
+        buffer.clear()
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """Performs surgery on what is still kept apart, then the base optimizer's step.
+
+        Args:
+            closure: computes the gradients (with task blocks or :meth:`backward`) and returns the
+                loss, for optimizers that evaluate it more than once.
+
+        Raises:
+            ValueError: without a closure, when no parameter has a gradient.
+        """
+        self._check_closed("step()")
+        if closure is None:
+            self.surgery()
+            if all(parameter.grad is None for parameter in self._parameters()):
+                raise ValueError(
+                    "step(): no parameter has a gradient; call backward() inside "
+                    "`with optimizer.task(name):` first"
+                )
+            result = self.base.step()
+        else:
+            evaluate = closure
+
+            def closure_with_surgery() -> Any:
+                loss = evaluate()
+                self.surgery()
+                return loss
+
+            result = self.base.step(closure_with_surgery)
+        self._num_steps += 1
+        if self._clock is not None:
+            self._clock += 1
+        self._handling = None
+        return result
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets every gradient, those kept apart included."""
+        self._check_closed("zero_grad()")
+        self._buffer.clear()
+        self._handling = None
+        self.base.zero_grad(set_to_none)
+
+    def add_param_group(self, param_group: dict[str, Any]) -> None:
+        """Adds parameters to the base optimizer; their gradients count from the next block on."""
+        self.base.add_param_group(param_group)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The base optimizer's state, and under ``"gradsurgery"`` what an exact resume needs."""
+        return {**self.base.state_dict(), "gradsurgery": self._own_state()}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Resumes exactly; also takes a plain checkpoint of the base optimizer.
+
+        Gradients kept apart are forgotten.
+
+        Raises:
+            ValueError: the checkpoint has other tasks than those declared, or the base optimizer
+                refuses it.
+        """
+        own = state_dict.get("gradsurgery")
+        if own is not None and self._names_are_fixed and list(own["tasks"]) != self._names:
+            raise ValueError(
+                f"state_dict: must be of the tasks {self._names}, found {list(own['tasks'])}; "
+                "declare the tasks that the checkpoint was made with"
+            )
+        self.base.load_state_dict(
+            {key: value for key, value in state_dict.items() if key != "gradsurgery"}
+        )
+        self._buffer.clear()
+        self._handling = None
+        if own is not None:
+            self._load_own_state(own)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.base!r})"
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A learning-rate scheduler hangs its own `step` on the instance; it cannot be copied.
+        return {key: value for key, value in self.__dict__.items() if key != "step"}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+
+    # What the methods differ in.
+
+    def _choose_handling(self) -> Handling:
+        """What becomes of the tasks' gradients in the step that begins."""
+        return "apart"
+
+    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:  # [T, T] -> [T]
+        """Weights of the tasks of this step, numbered by ``of_tasks``."""
+        weights = self.weighting(gram)
+        if not isinstance(weights, Tensor):
+            raise TypeError(f"weighting: must return a tensor, got {type(weights).__name__}")
+        if weights.shape != (len(of_tasks),):
+            raise ValueError(
+                f"weighting: must return {len(of_tasks)} weights for a Gram matrix of "
+                f"{len(of_tasks)} tasks, got shape {tuple(weights.shape)}"
+            )
+        return weights.detach().to(gram.device, gram.dtype, non_blocking=True)
+
+    def _loss_weight(self, task: int) -> float:
+        """Weight of a task's loss, where gradients are not kept apart."""
+        return 1.0
+
+    def _scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
+        """Multiplies a task's gradients by its weight, in place."""
+        weight = self._loss_weight(task)
+        if weight != 1.0:
+            torch._foreach_mul_(list(grads.values()), weight)
+
+    def _own_state(self) -> dict[str, Any]:
+        """What the wrapper itself must keep."""
+        steps = self._num_steps if self._clock is None else int(self._clock)
+        return {
+            "tasks": list(self._names),
+            "seed": self.seed,
+            "num_steps": steps,
+            "diagnostics": self.diagnostics.state_dict(),
+        }
+
+    def _load_own_state(self, own: Mapping[str, Any]) -> None:
+        """Takes it back."""
+        self._names = list(own["tasks"])
+        self.seed = own["seed"]
+        self._num_steps = own["num_steps"]
+        self._clock = None
+        device = next(iter(self._parameters())).device
+        self.diagnostics.load_state_dict(own["diagnostics"], device)
+
+    # What they have in common.
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self.base.param_groups:
+            yield from group["params"]
+
+    def _take_grads(self) -> dict[Tensor, Tensor]:
+        """Removes ``.grad`` from every parameter that has one."""
+        taken: dict[Tensor, Tensor] = {}
+        for parameter in self._parameters():
+            if parameter.grad is not None:
+                taken[parameter] = parameter.grad
+                parameter.grad = None
+        return taken
+
+    @contextmanager
+    def _apart(self, name: Hashable) -> Iterator[None]:
+        """Hides the gradients there are while the block makes new ones, then keeps those."""
+        outside = self._take_grads()
+        for parameter, grad in outside.items():
+            if self._buffer.holds(grad):
+                outside[parameter] = grad.clone()
+        try:
+            yield
+            grads = self._take_grads()
+            _check_dense(name, grads)
+            if grads:
+                task = self._index(name)
+                apart = self._handling == "apart"
+                if apart or self._watches():
+                    self._buffer.capture(task, list(grads.items()), copy=not apart)
+                if not apart:
+                    self._scale(task, grads)
+                    both = [parameter for parameter in grads if parameter in outside]
+                    if both:
+                        torch._foreach_add_([outside[p] for p in both], [grads[p] for p in both])
+                    outside = {**grads, **outside}
+        finally:
+            self._take_grads()
+            for parameter, grad in outside.items():
+                parameter.grad = grad
+
+    def _watches(self) -> bool:
+        """Whether diagnostics are gathered although the update needs none."""
+        return False
+
+    def _write(self, weights: Tensor) -> None:  # [T], by slot
+        """Adds the combined gradient to ``.grad``."""
+        combined = self._buffer.combine(
+            kernels.choose(self.fused).combine,
+            weights / len(weights) if self.reduction == "mean" else weights,
+            weights if self.scope == "all" else None,
+        )
+        for parameter, grad in combined.items():
+            parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
+
+    def _named(self, losses: Sequence[Tensor] | Mapping[Any, Tensor]) -> dict[Hashable, Tensor]:
+        """Losses by task, every one of them checked."""
+        if isinstance(losses, Mapping):
+            named = dict(losses)
+        else:
+            names = self._names if self._names_are_fixed else range(len(losses))
+            if len(names) != len(losses):
+                raise ValueError(
+                    f"losses: must be one for each of the {len(names)} tasks {self._names}, got "
+                    f"{len(losses)}; give a mapping of names to losses when a task is absent"
+                )
+            named = dict(zip(names, losses, strict=True))
+        if not named:
+            raise ValueError("losses: must hold at least one loss, got none")
+        for name, loss in named.items():
+            self._check_name(name)
+            _check_loss(name, loss)
+        return named
+
+    def _backward_given(self, losses: Mapping[Hashable, Tensor], retain_graph: bool | None) -> None:
+        handling = self._handling or self._choose_handling()
+        if handling == "plain" or (handling == "weighted" and not self._must_see_each_task()):
+            # One pass through a trunk that the losses share, instead of one for each of them.
+            self._handling = handling
+            tasks = [self._index(name) for name in losses]
+            seeds = [
+                torch.full_like(loss, self._loss_weight(task))
+                for task, loss in zip(tasks, losses.values(), strict=True)
+            ]
+            torch.autograd.backward(list(losses.values()), seeds, retain_graph=bool(retain_graph))
+            return
+        last = list(losses)[-1]
+        for name, loss in losses.items():
+            retain = name != last if retain_graph is None else retain_graph
+            with self.task(name):
+                loss.backward(retain_graph=retain)
+
+    def _backward_lazily(
+        self, losses: Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]], retain_graph: bool
+    ) -> None:
+        if not isinstance(losses, Iterator):
+            raise TypeError(
+                "losses: must be a sequence, a mapping or a generator of losses, got "
+                f"{type(losses).__name__}; put a single loss in a list"
+            )
+        num_losses = num_unnamed = 0
+        for item in losses:
+            if isinstance(item, tuple):
+                name, loss = item
+            else:
+                fixed = self._names_are_fixed and num_unnamed < len(self._names)
+                name, loss = (self._names[num_unnamed] if fixed else num_unnamed), item
+                num_unnamed += 1
+            del item
+            num_losses += 1
+            self._check_name(name)
+            _check_loss(name, loss)
+            with self.task(name):
+                loss.backward(retain_graph=retain_graph)
+            del loss
+        if num_losses == 0:
+            raise ValueError("losses: must hold at least one loss, got none")
+        if self._names_are_fixed and 0 < num_unnamed < len(self._names):
+            raise ValueError(
+                f"losses: must be one for each of the {len(self._names)} tasks {self._names}, got "
+                f"{num_unnamed}; yield (name, loss) pairs when a task is absent"
+            )
+
+    def _must_see_each_task(self) -> bool:
+        """Whether tasks need a backward each although nothing is kept apart."""
+        return self._watches()
+
+    def _index(self, name: Hashable) -> int:
+        if name not in self._names:
+            self._names.append(name)
+        return self._names.index(name)
+
+    def _check_name(self, name: Hashable) -> None:
+        if self._names_are_fixed and name not in self._names:
+            raise ValueError(
+                f"task: must be one of {self._names}, got {name!r}; "
+                "declare it in tasks= or leave tasks= out"
+            )
+
+    def _check_closed(self, what: str) -> None:
+        if self._is_open:
+            raise ValueError(
+                f"{what}: must not be called inside a task block; leave the block first"
+            )
+
+
+def check_integer(argument: str, found: object, at_least: int | None = None) -> None:
+    if isinstance(found, bool) or not isinstance(found, int):
+        raise TypeError(f"{argument}: must be a whole number, got {type(found).__name__}")
+    if at_least is not None and found < at_least:
+        raise ValueError(f"{argument}: must be at least {at_least}, got {found}")
+
+
+def _picked(values: Tensor, places: Sequence[int]) -> Tensor:
+    """The given entries of the first dimension, without an index that would have to travel."""
+    if list(places) == list(range(values.shape[0])):
+        return values
+    return torch.stack([values[place] for place in places])
+
+
+def _check_choice(argument: str, found: object, choices: Sequence[str]) -> None:
+    if found not in choices:
+        raise ValueError(f"{argument}: must be one of {', '.join(choices)}, got {found!r}")
+
+
+def _check_loss(name: Hashable, loss: object) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"losses: must be tensors, got {type(loss).__name__} for task {name!r}")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"losses: must be scalars, got shape {tuple(loss.shape)} for task {name!r}; "
+            "take the mean or the sum first"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            f"losses: must need a gradient, that of task {name!r} does not; "
+            "compute it from trainable parameters, outside torch.no_grad()"
+        )
+
+
+def _check_dense(name: Hashable, grads: Mapping[Tensor, Tensor]) -> None:
+    for grad in grads.values():
+        if grad.layout != torch.strided:
+            raise ValueError(
+                f"task {name!r}: gradients must be dense, found one of layout {grad.layout} and "
+                f"shape {tuple(grad.shape)}; build the embedding with sparse=False"
+            )
