@@ -9,6 +9,7 @@ from gradsurgery.sampling import (
     Proportional,
     RoundRobin,
     Sequential,
+    TaskSampler,
     Temperature,
 )
 from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
@@ -26,6 +27,7 @@ __all__ = [
     "Proportional",
     "RoundRobin",
     "Sequential",
+    "TaskSampler",
     "Temperature",
     "WeightedSum",
     "combine",
