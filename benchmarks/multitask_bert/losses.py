@@ -1,0 +1,57 @@
+"""One function per loss: a task's outputs and labels to a scalar."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+Loss = Callable[[Tensor, Tensor], Tensor]
+
+
+def cross_entropy(
+    outputs: Tensor,  # [B, C] logits
+    labels: Tensor,  # [B] classes
+) -> Tensor:  # []
+    """Mean cross-entropy of class logits.
+
+    Example:
+        >>> round(cross_entropy(torch.zeros(1, 5), torch.tensor([2])).item(), 4)
+        1.6094
+    """
+    return F.cross_entropy(outputs, labels.to(torch.int64))
+
+
+def binary_cross_entropy(
+    outputs: Tensor,  # [B] logits
+    labels: Tensor,  # [B] 0 or 1
+) -> Tensor:  # []
+    """Mean binary cross-entropy of one logit.
+
+    Example:
+        >>> round(binary_cross_entropy(torch.zeros(1), torch.ones(1)).item(), 4)
+        0.6931
+    """
+    return F.binary_cross_entropy_with_logits(outputs, labels.to(outputs.dtype))
+
+
+def mean_squared_error(
+    outputs: Tensor,  # [B] scores
+    labels: Tensor,  # [B] scores, 0 to 5
+) -> Tensor:  # []
+    """Mean squared error of a score.
+
+    Example:
+        >>> mean_squared_error(torch.tensor([1.0, 4.0]), torch.tensor([2.0, 2.0])).item()
+        2.5
+    """
+    return F.mse_loss(outputs, labels.to(outputs.dtype))
+
+
+LOSSES: Mapping[str, Loss] = {
+    "cross-entropy": cross_entropy,
+    "bce": binary_cross_entropy,
+    "mse": mean_squared_error,
+}

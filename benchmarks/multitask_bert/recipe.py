@@ -1,0 +1,310 @@
+"""A recipe: everything that decides the outcome of a run but its data, its encoder and its seed."""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from benchmarks.multitask_bert.tasks import TASKS
+
+# The vocabulary of the fields: every choice that a system of the reports makes. What this version
+# cannot run yet is refused when a run is planned, by name.
+PAIR_ENCODINGS = ("joint-raw-ids", "joint-sep", "siamese-concat", "siamese-dot", "siamese-cos")
+POOLINGS = ("pooler", "cls", "mean")
+OUTPUTS = ("none", "dot", "cos", "relu-cos-5", "cos-5", "tanh-scaled")
+LOSSES = ("cross-entropy", "bce", "mse", "cosine-mse", "cosine-embedding", "mnr")
+METHODS = ("none", "loss-sum", "pcgrad")
+SAMPLINGS = ("joint", "round-robin", "proportional", "annealed", "sequential")
+EPOCHS = ("smallest", "largest", "batches")
+SELECTIONS = ("mean", "normalised", "last", *TASKS)
+
+
+class RecipeError(ValueError):
+    """A recipe, or a field of one, that does not exist or cannot be."""
+
+
+@dataclass(frozen=True)
+class Head:
+    """What turns a sentence embedding into a task's output.
+
+    Args:
+        layers: ``dropout``, ``relu`` or ``linear:WIDTH``, in order, where a width is a number,
+            ``D`` for the encoder's or ``out`` for the task's. They act on the embedding, on two
+            concatenated (``siamese-concat``) or on each (``siamese-dot``, ``siamese-cos``).
+        output: what is made of their result; ``none`` leaves it.
+    """
+
+    layers: tuple[str, ...] = ("dropout", "linear:out")
+    output: str = "none"
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which tasks' batches make a step, and how many steps an epoch has.
+
+    Args:
+        name: ``joint`` (one batch of each task in every step) or a sampler of one task a step.
+        epoch: ends with the ``smallest`` or the ``largest`` data set, smaller ones starting again,
+            or after a number of ``batches``.
+        num_batches: that number.
+    """
+
+    name: str = "joint"
+    epoch: str = "smallest"
+    num_batches: int | None = None
+
+
+@dataclass(frozen=True)
+class Regulariser:
+    """A term added to every task's loss, with its options."""
+
+    name: str
+    options: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of the training with a method, a sampler, a learning rate of its own.
+
+    Args:
+        epochs: their number.
+        method: how the tasks' gradients become one update.
+        lr: learning rate, constant.
+        batch_size: examples a batch, by task.
+        sampling: which batches make a step, how many steps make an epoch.
+        tasks: those trained in it; empty means all of the recipe's.
+        trainable: ``all``, or ``heads`` for a frozen encoder.
+        losses: by task, where they differ from the recipe's.
+        reduction, scope: of PCGrad.
+    """
+
+    epochs: int = 10
+    method: str = "loss-sum"
+    lr: float = 1e-5
+    batch_size: Mapping[str, int] = field(default_factory=dict)
+    sampling: Sampling = Sampling()
+    tasks: tuple[str, ...] = ()
+    trainable: str = "all"
+    losses: Mapping[str, str] = field(default_factory=dict)
+    reduction: str = "mean"
+    scope: str = "all"
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One system: a model, its losses, and the stages of its training.
+
+    Args:
+        id: ``report/system``.
+        description: one line.
+        tasks: names, in order.
+        pairs: encoding of each task of two sentences.
+        pooling: which vector is the embedding.
+        heads, losses: by task.
+        stages: one after the other.
+        head_dropout, encoder_dropout: rates; the second is both of hidden states and attention.
+        betas, eps, weight_decay: of AdamW.
+        grad_clip: largest norm of the combined gradient.
+        regularisers: added to the losses.
+        selection: which dev score keeps a checkpoint, or ``last``.
+        max_length: tokens an input is cut to.
+        assumed: names of the fields that the report does not state.
+    """
+
+    id: str
+    description: str
+    tasks: tuple[str, ...]
+    pairs: Mapping[str, str]
+    heads: Mapping[str, Head]
+    losses: Mapping[str, str]
+    stages: tuple[Stage, ...]
+    pooling: str = "pooler"
+    head_dropout: float = 0.3
+    encoder_dropout: float = 0.1
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = 1e-6
+    weight_decay: float = 0.0
+    grad_clip: float | None = None
+    regularisers: tuple[Regulariser, ...] = ()
+    selection: str = "mean"
+    max_length: int = 512
+    assumed: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        _check(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON would have it."""
+        made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        return made
+
+    @staticmethod
+    def from_dict(fields: Mapping[str, Any]) -> Recipe:
+        """The recipe that :meth:`to_dict` wrote.
+
+        Raises:
+            RecipeError: a field is missing, unknown or out of its range.
+        """
+        try:
+            stages = tuple(
+                Stage(
+                    **{
+                        **stage,
+                        "sampling": Sampling(**stage["sampling"]),
+                        "tasks": tuple(stage["tasks"]),
+                    }
+                )
+                for stage in fields["stages"]
+            )
+            heads = {
+                task: Head(tuple(head["layers"]), head["output"])
+                for task, head in fields["heads"].items()
+            }
+            return Recipe(
+                **{
+                    **fields,
+                    "tasks": tuple(fields["tasks"]),
+                    "heads": heads,
+                    "stages": stages,
+                    "betas": tuple(fields["betas"]),
+                    "regularisers": tuple(Regulariser(**r) for r in fields["regularisers"]),
+                    "assumed": tuple(fields["assumed"]),
+                }
+            )
+        except (KeyError, TypeError, AttributeError) as error:
+            raise RecipeError(
+                f"recipe {fields.get('id')}: not of this version's form ({error})"
+            ) from error
+
+
+def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]]:
+    """A recipe with fields set from ``FIELD=VALUE`` strings, and a sentence for each change.
+
+    A field is named by its path (``pooling``, ``pairs.sts``, ``stages.0.lr``). A field that stages
+    alone have (``lr``, ``batch_size``, ``epochs``, ...) is set in each of them, and one value for a
+    whole mapping goes to every entry.
+
+    Raises:
+        RecipeError: no such field, or a value that it cannot have.
+
+    Example:
+        >>> from benchmarks.multitask_bert.systems import find
+        >>> recipe, changes = override(find("smet-walker/v2-dropout-0.3"), ["lr=2e-5"])
+        >>> recipe.stages[0].lr, changes
+        (2e-05, ['lr set to 2e-05 (recipe: 1e-05)'])
+    """
+    fields = recipe.to_dict()
+    deviations = []
+    for setting in settings:
+        path, equals, text = setting.partition("=")
+        if not equals:
+            raise RecipeError(f"--set {setting}: must be FIELD=VALUE, found no '='")
+        value = _parsed(text)
+        keys = path.split(".")
+        if keys[0] in ("id", "description", "assumed", "tasks"):
+            raise RecipeError(f"--set {path}: names the recipe and cannot be set")
+        in_stages = keys[0] not in fields and keys[0] in fields["stages"][0]
+        places = fields["stages"] if in_stages else [fields]
+        before = [_set(place, keys, value, setting) for place in places]
+        if any(old != value for old in before):
+            old = ", ".join(dict.fromkeys(_text(b) for b in before))
+            deviations.append(f"{path} set to {_text(value)} (recipe: {old})")
+    return Recipe.from_dict(fields), deviations
+
+
+def _parsed(text: str) -> Any:
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_text(each)}" for key, each in value.items())
+    return str(value)
+
+
+def _set(place: Any, keys: Sequence[str], value: Any, setting: str) -> Any:
+    """Sets one entry of nested dictionaries and lists in place; returns what it was."""
+    for depth, key in enumerate(keys):
+        entries = dict(enumerate(place)) if isinstance(place, list) else place
+        known = {str(name): name for name in entries} if isinstance(entries, dict) else {}
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            hint = f"; did you mean {close[0]}?" if close else f"; there is {', '.join(known)}"
+            raise RecipeError(f"--set {setting}: no field {'.'.join(keys[: depth + 1])}{hint}")
+        index: Any = known[key]
+        if depth < len(keys) - 1:
+            place = place[index]
+    old = place[index]
+    if isinstance(old, dict) and not isinstance(value, dict):
+        if any(isinstance(each, (dict, list)) for each in old.values()):
+            raise RecipeError(f"--set {setting}: set one of its fields, {', '.join(old)}")
+        place[index] = {key: _like(each, value, setting) for key, each in old.items()}
+        same = set(old.values())
+        return same.pop() if len(same) == 1 else old
+    place[index] = _like(old, value, setting)
+    return old
+
+
+def _like(old: Any, value: Any, setting: str) -> Any:
+    """The value in the type of the one it replaces."""
+    if isinstance(old, float) and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if old is not None and type(value) is not type(old):
+        raise RecipeError(
+            f"--set {setting}: must be of type {type(old).__name__}, like {old!r}, got {value!r}"
+        )
+    return value
+
+
+def _check(recipe: Recipe) -> None:
+    """Every field within its range, every task with all it needs."""
+
+    def check(holds: bool, field: str, rule: str, found: object) -> None:
+        if not holds:
+            raise RecipeError(f"recipe {recipe.id}: {field} must be {rule}, got {found!r}")
+
+    def check_choice(field: str, found: str, choices: Sequence[str]) -> None:
+        check(found in choices, field, f"one of {', '.join(choices)}", found)
+
+    check(len(recipe.tasks) > 0, "tasks", "at least one", recipe.tasks)
+    check_choice("pooling", recipe.pooling, POOLINGS)
+    check_choice("selection", recipe.selection, SELECTIONS)
+    check(0 <= recipe.head_dropout < 1, "head_dropout", "in [0, 1)", recipe.head_dropout)
+    check(0 <= recipe.encoder_dropout < 1, "encoder_dropout", "in [0, 1)", recipe.encoder_dropout)
+    check(recipe.max_length >= 8, "max_length", "at least 8", recipe.max_length)
+    check(recipe.weight_decay >= 0, "weight_decay", "at least 0", recipe.weight_decay)
+    check(recipe.eps > 0, "eps", "above 0", recipe.eps)
+    check(recipe.grad_clip is None or recipe.grad_clip > 0, "grad_clip", "> 0", recipe.grad_clip)
+    for task in recipe.tasks:
+        check_choice("tasks", task, list(TASKS))
+        check(task in recipe.heads, "heads", f"given for {task}", list(recipe.heads))
+        check_choice(f"losses.{task}", recipe.losses.get(task, "missing"), LOSSES)
+        check_choice(f"heads.{task}.output", recipe.heads[task].output, OUTPUTS)
+        if TASKS[task].is_pair:
+            check_choice(f"pairs.{task}", recipe.pairs.get(task, "missing"), PAIR_ENCODINGS)
+    check(len(recipe.stages) > 0, "stages", "at least one", recipe.stages)
+    for number, stage in enumerate(recipe.stages):
+        where = f"stages.{number}"
+        check_choice(f"{where}.method", stage.method, METHODS)
+        check_choice(f"{where}.sampling.name", stage.sampling.name, SAMPLINGS)
+        check_choice(f"{where}.sampling.epoch", stage.sampling.epoch, EPOCHS)
+        check_choice(f"{where}.trainable", stage.trainable, ("all", "heads"))
+        check_choice(f"{where}.reduction", stage.reduction, ("sum", "mean"))
+        check_choice(f"{where}.scope", stage.scope, ("shared", "all"))
+        check(stage.epochs >= 0, f"{where}.epochs", "at least 0", stage.epochs)
+        check(stage.lr > 0, f"{where}.lr", "above 0", stage.lr)
+        counted = stage.sampling.epoch == "batches"
+        num_batches = stage.sampling.num_batches
+        valid = num_batches is not None and num_batches >= 1 if counted else num_batches is None
+        check(valid, f"{where}.sampling.num_batches", "given with epoch=batches alone", num_batches)
+        for task in stage.tasks or recipe.tasks:
+            check(task in recipe.tasks, f"{where}.tasks", "tasks of the recipe", task)
+            size = stage.batch_size.get(task, 0)
+            check(size >= 1, f"{where}.batch_size.{task}", "at least 1", size)
