@@ -30,6 +30,7 @@ __all__ = [
     "TaskSampler",
     "Temperature",
     "WeightedSum",
+    "__version__",
     "combine",
     "gram_matrix",
     "pcgrad_coefficients",

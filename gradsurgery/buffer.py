@@ -104,8 +104,8 @@ class GradientBuffer:
                 slots = self._touched.get(parameter, set())
                 if len(slots) == 1:
                     (slot,) = slots
-                    alone = rows.view(parameter, slot).clone()
-                    self._loose[parameter] = {slot: alone}
+                    if parameter not in self._loose:
+                        self._loose[parameter] = {slot: rows.view(parameter, slot).clone()}
                     slots = set()
                 blank += [rows.view(parameter, s) for s in range(num_slots) if s not in slots]
         if blank:
@@ -171,6 +171,13 @@ class GradientBuffer:
                     combine(chosen, torch.stack(block), block[0])
             result[parameter] = grad.to(parameter.dtype)
         return result
+
+    def move_into(self, other: GradientBuffer) -> None:
+        """Adds everything to another buffer."""
+        for task, slot in self.slots.items():
+            grads = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
+            other.capture(task, grads, copy=False)
+        self.clear()
 
     def clear(self) -> None:
         """Forgets the step's gradients, keeps the rows for the next."""

@@ -165,8 +165,8 @@ class Diagnostics:
         """The running counts, for an exact resume."""
         return {
             "num_surgeries": self.num_surgeries,
-            "met": self._met,
-            "conflicted": self._conflicted,
+            "met": None if self._met is None else self._met.clone(),
+            "conflicted": None if self._conflicted is None else self._conflicted.clone(),
         }
 
     def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:

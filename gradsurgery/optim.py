@@ -102,6 +102,8 @@ class WeightedSum(LossSum):
         fused: bool | None = None,
     ) -> None:
         given = dict(weights if isinstance(weights, Mapping) else enumerate(weights))
+        if not given:
+            raise ValueError("weights: must hold at least one weight, got none")
         names = list(given) if tasks is None else list(tasks)
         if not isinstance(weights, Mapping) and len(names) == len(given):
             given = dict(zip(names, given.values(), strict=True))

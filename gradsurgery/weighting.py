@@ -38,7 +38,9 @@ def pcgrad_coefficients(
     batch = torch.broadcast_shapes(gram.shape, order.shape)
     gram, order = gram.expand(batch), order.expand(batch)
     itself = torch.arange(num_tasks, device=gram.device)
-    coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device).expand(batch).clone()
+    # A gradient that is not finite makes every coefficient NaN: no finite part of a wrong update.
+    poison = 0 * gram.sum((-2, -1), keepdim=True)
+    coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device) + poison
     squared_norms = gram.diagonal(dim1=-2, dim2=-1)
     for visit in order.unbind(-1):  # [..., T]: whom each task visits now
         along = gram.gather(-2, visit.unsqueeze(-1).expand(batch))  # row i: gram of i's visit
@@ -117,13 +119,11 @@ def projection_order(
         clock = step.to(device=device, dtype=torch.int64)
     else:
         clock = torch.full((), step, dtype=torch.int64, device=device)
-    low, high = (
-        torch.full((), part & _MASK, dtype=torch.int64, device=device)
-        for part in (seed, seed >> 32)
-    )
     cells = torch.arange(num_tasks * num_tasks, dtype=torch.int64, device=device)
-    keys = _mix(_mix(_mix(low, high), clock), cells)
-    return keys.view(num_tasks, num_tasks).argsort(dim=-1, stable=True)
+    key = torch.zeros((), dtype=torch.int64, device=device)
+    for part in (seed, seed >> 32, clock, clock >> 32, cells):
+        key = _mix(key, part)
+    return key.view(num_tasks, num_tasks).argsort(dim=-1, stable=True)
 
 
 _MASK = 0xFFFFFFFF
@@ -132,8 +132,8 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIER = 0x45D9F3B
 
 
-def _mix(key: Tensor, value: Tensor) -> Tensor:
-    """A 32-bit number that depends on every bit of both."""
+def _mix(key: Tensor, value: int | Tensor) -> Tensor:
+    """A 32-bit number that depends on every bit of a 32-bit key and the low 32 of a value."""
     mixed = ((key ^ (value & _MASK)) + 0x9E3779B9) & _MASK
     for _ in range(3):
         mixed = ((mixed ^ (mixed >> 16)) * _MULTIPLIER) & _MASK

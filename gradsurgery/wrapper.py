@@ -175,16 +175,11 @@ class MultiTaskOptimizer(Optimizer):
                 declared tasks, or there is none.
         """
         self._check_closed("backward()")
-        was_empty = not self._buffer.slots
-        try:
+        with self._all_or_nothing():
             if isinstance(losses, (Sequence, Mapping)):
                 self._backward_given(self._named(losses), retain_graph)
             else:
                 self._backward_lazily(losses, bool(retain_graph))
-        except BaseException:
-            if was_empty:
-                self._buffer.clear()
-            raise
         self.surgery()
 
     pc_backward = backward
@@ -277,9 +272,15 @@ class MultiTaskOptimizer(Optimizer):
                 f"state_dict: must be of the tasks {self._names}, found {list(own['tasks'])}; "
                 "declare the tasks that the checkpoint was made with"
             )
-        self.base.load_state_dict(
-            {key: value for key, value in state_dict.items() if key != "gradsurgery"}
-        )
+        try:
+            self.base.load_state_dict(
+                {key: value for key, value in state_dict.items() if key != "gradsurgery"}
+            )
+        except (ValueError, KeyError) as error:
+            raise ValueError(
+                f"state_dict: must be that of the same {type(self.base).__name__} over the same "
+                f"parameter groups, found otherwise ({error})"
+            ) from error
         self._buffer.clear()
         self._handling = None
         if own is not None:
@@ -357,13 +358,42 @@ class MultiTaskOptimizer(Optimizer):
                 parameter.grad = None
         return taken
 
+    def _hide_grads(self) -> dict[Tensor, Tensor]:
+        """The same, of gradients that must outlive the rows they may lie in."""
+        return {
+            parameter: grad.clone() if self._buffer.holds(grad) else grad
+            for parameter, grad in self._take_grads().items()
+        }
+
+    @contextmanager
+    def _all_or_nothing(self) -> Iterator[None]:
+        """Undoes every change to gradients and tasks if the block fails."""
+        names, handling = list(self._names), self._handling
+        outside = self._hide_grads()
+        before = self._buffer
+        if before.slots:
+            self._buffer = GradientBuffer(before.dtype)
+        try:
+            yield
+        except BaseException:
+            self._names, self._handling = names, handling
+            if self._buffer is before:
+                before.clear()
+            self._buffer = before
+            self._take_grads()
+            for parameter, grad in outside.items():
+                parameter.grad = grad
+            raise
+        if self._buffer is not before:
+            self._buffer.move_into(before)
+            self._buffer = before
+        for parameter, grad in outside.items():
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
+
     @contextmanager
     def _apart(self, name: Hashable) -> Iterator[None]:
         """Hides the gradients there are while the block makes new ones, then keeps those."""
-        outside = self._take_grads()
-        for parameter, grad in outside.items():
-            if self._buffer.holds(grad):
-                outside[parameter] = grad.clone()
+        outside = self._hide_grads()
         try:
             yield
             grads = self._take_grads()

@@ -1,0 +1,1 @@
+"""What surrounds the library: the multi-task BERT benchmark and the speed suite."""

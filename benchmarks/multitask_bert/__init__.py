@@ -1,0 +1,1 @@
+"""The minBERT multi-task benchmark: sentiment, paraphrase and similarity on one encoder."""

@@ -1,0 +1,316 @@
+"""The command line: `run`, `report` and `list`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+    from tokenizers import Tokenizer
+
+    from benchmarks.multitask_bert.encoder import MinBert
+    from benchmarks.multitask_bert.recipe import Recipe
+    from benchmarks.multitask_bert.train import Plan
+
+FIRST_SEED = 11711
+INTERRUPTED = 130
+REFUSED = 2
+
+_RUN_EPILOG = """\
+examples:
+  run                                        loss sum and PCGrad side by side on the built-in corpus
+  run --seeds 3 --out runs/three             the same with three seeds
+  run smet-walker/v2-dropout-0.3 --data DIR --encoder bert-base-uncased --device cuda
+  run smet-walker/v2-dropout-0.3 --data DIR --encoder DIR --max-steps 400 --set pooling=mean
+
+DIR of --data holds the course's files: ids-sst-train.csv, quora-train.csv, sts-train.csv, ...
+A run leaves OUT/RECIPE/seed-N/ with config.json, environment.json, metrics.jsonl,
+model.safetensors and predictions/; `report OUT` makes tables and plots of them.
+Ctrl-C ends a run after the step it is in; the same command with --resume goes on from there.
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs one command; returns its exit status."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    options = _parser().parse_args(given)
+    command: Callable[[argparse.Namespace, list[str]], int] = options.command
+    try:
+        return command(options, given)
+    except (ValueError, OSError) as error:
+        print(f"error: {_one_line(error)}", file=sys.stderr)
+        return REFUSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks.multitask_bert",
+        description="minBERT on SST (sentiment), Quora (paraphrase) and STS (similarity): "
+        "multi-task training with and without gradient surgery.",
+    )
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    run = commands.add_parser(
+        "run",
+        help="train and evaluate recipes",
+        description="Trains and evaluates recipes.",
+        epilog=_RUN_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run.set_defaults(command=_run)
+    run.add_argument(
+        "recipes",
+        nargs="*",
+        metavar="RECIPE",
+        help="ids from `list`; default: loss sum and PCGrad side by side",
+    )
+    run.add_argument(
+        "--data",
+        default="synthetic",
+        metavar="DIR",
+        help="folder with the data files, or `synthetic` for the built-in corpus (default)",
+    )
+    run.add_argument(
+        "--encoder",
+        metavar="DIR_OR_NAME",
+        help="BERT-format checkpoint folder or hub name; default: bert-base-uncased, and for the "
+        "built-in corpus `tiny`, a small encoder trained from scratch",
+    )
+    run.add_argument(
+        "--seeds", type=_positive, default=1, metavar="N", help="runs of each recipe (default 1)"
+    )
+    run.add_argument(
+        "--seed",
+        type=int,
+        default=FIRST_SEED,
+        metavar="S",
+        help=f"seed of the first run, the next ones count up (default {FIRST_SEED})",
+    )
+    run.add_argument(
+        "--epochs", type=_positive, metavar="E", help="epochs of every stage, for the recipe's"
+    )
+    run.add_argument(
+        "--max-steps", type=_positive, metavar="N", help="stop a run after N optimizer steps"
+    )
+    run.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="FIELD=VALUE",
+        help="set a field of every recipe, such as pooling=mean, lr=2e-5 or pairs.sts=joint-sep; "
+        "recorded as a deviation; may be given more than once",
+    )
+    run.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ...; default: cuda if any")
+    run.add_argument(
+        "--threads",
+        type=_positive,
+        metavar="N",
+        help="CPU threads; default: torch's, and 1 for the tiny encoder, which has no work for two",
+    )
+    run.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
+    run.add_argument(
+        "--out", type=Path, default=Path("runs"), metavar="DIR", help="default: ./runs"
+    )
+    run.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with unfinished runs in --out and leave finished ones as they are",
+    )
+
+    report = commands.add_parser(
+        "report",
+        help="tables and plots of finished and unfinished runs",
+        description="Makes report.md and plots/*.png of the run folders below DIR.",
+    )
+    report.set_defaults(command=_report)
+    report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
+    report.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write; default: the first DIR"
+    )
+
+    listing = commands.add_parser(
+        "list", help="every recipe with one line", description="Lists every recipe."
+    )
+    listing.set_defaults(command=_list)
+    return parser
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
+    return number
+
+
+def _list(options: argparse.Namespace, given: list[str]) -> int:
+    from benchmarks.multitask_bert.systems import all_recipes
+
+    recipes = all_recipes()
+    width = max(map(len, recipes))
+    for recipe in recipes.values():
+        print(f"{recipe.id:{width}}  {recipe.description}")
+    return 0
+
+
+def _report(options: argparse.Namespace, given: list[str]) -> int:
+    from benchmarks.multitask_bert.report import report
+
+    print(report(options.directories, options.out))
+    return 0
+
+
+def _run(options: argparse.Namespace, given: list[str]) -> int:
+    from benchmarks.multitask_bert.train import run
+
+    plans = _plans(options, given)
+    print(plans[0].corpus.notice, flush=True)
+    for plan in plans:
+        if options.resume and _is_complete(plan):
+            print(f"{plan.recipe.id} seed {plan.seed}: complete, left as it is")
+        elif not run(plan, resume=options.resume):
+            print(
+                f"interrupted: {plan.folder} can be continued with the same command and --resume",
+                file=sys.stderr,
+            )
+            return INTERRUPTED
+    print(f"done: for tables and plots, python -m benchmarks.multitask_bert report {options.out}")
+    return 0
+
+
+def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
+    """What the command asks for, all of it checked before anything is written."""
+    from benchmarks.multitask_bert.corpora import load_corpus
+    from benchmarks.multitask_bert.recipe import override
+    from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, find
+    from benchmarks.multitask_bert.train import Plan
+    from gradsurgery import __version__
+
+    is_builtin = options.data == "synthetic"
+    encoder = options.encoder or ("tiny" if is_builtin else "bert-base-uncased")
+    if encoder == "tiny" and not is_builtin:
+        raise ValueError(
+            "--encoder: must be a BERT-format checkpoint with --data DIR, got tiny, which knows "
+            "the words of the built-in corpus alone"
+        )
+    asked = [] if options.epochs is None else [f"epochs={options.epochs}"]
+    asked += options.set
+    found = [find(id) for id in dict.fromkeys(options.recipes or SIDE_BY_SIDE)]
+    recipes = [override(recipe, [*_settings(encoder, recipe), *asked]) for recipe in found]
+    device = _device(options.device)
+    _set_threads(options.threads or (1 if encoder == "tiny" else None))
+    tasks = list(dict.fromkeys(task for recipe, _ in recipes for task in recipe.tasks))
+    corpus = load_corpus(options.data, tasks)
+    tokenized: dict[Any, Any] = {}
+    plans = []
+    for recipe, deviations in recipes:
+        for seed in range(options.seed, options.seed + options.seeds):
+            config = {
+                "version": __version__,
+                "recipe": recipe.to_dict(),
+                "deviations": deviations,
+                "data": options.data,
+                "data_notice": corpus.notice,
+                "encoder": encoder,
+                "seed": seed,
+                "max_steps": options.max_steps,
+                "device": str(device),
+                "precision": options.precision,
+                "command": ["python", "-m", "benchmarks.multitask_bert", *given],
+            }
+            plan = Plan(
+                recipe=recipe,
+                corpus=corpus,
+                make_encoder=partial(_make_encoder, encoder),
+                folder=options.out / recipe.id / f"seed-{seed}",
+                seed=seed,
+                device=device,
+                precision=options.precision,
+                max_steps=options.max_steps,
+                tokenized=tokenized,
+                config=config,
+            )
+            _check_folder(plan, resume=options.resume)
+            plans.append(plan)
+    return plans
+
+
+def _settings(encoder: str, recipe: Recipe) -> list[str]:
+    if encoder != "tiny":
+        return []
+    from benchmarks.multitask_bert.scratch import settings
+
+    return settings(recipe)
+
+
+def _make_encoder(source: str, recipe: Recipe) -> tuple[MinBert, Tokenizer]:
+    if source == "tiny":
+        from benchmarks.multitask_bert.scratch import tiny_encoder
+
+        return tiny_encoder(recipe)
+    from benchmarks.multitask_bert.pretrained import load_encoder
+
+    rate = recipe.encoder_dropout
+    return load_encoder(source, hidden_dropout=rate, attention_dropout=rate)
+
+
+def _device(name: str | None) -> torch.device:
+    import torch
+
+    try:
+        device = torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(
+            f"--device: must be one that this machine has, got {name} ({_one_line(error)})"
+        ) from error
+    return device
+
+
+def _set_threads(number: int | None) -> None:
+    import torch
+
+    if number is not None:
+        torch.set_num_threads(number)
+
+
+def _check_folder(plan: Plan, *, resume: bool) -> None:
+    """Refuses a folder with another run in it."""
+    from benchmarks.multitask_bert.record import Record, RecordError
+
+    record = Record(plan.folder)
+    if not record.exists:
+        return
+    if not resume:
+        raise RecordError(
+            f"{plan.folder}: must be free, found a run; add --resume to go on with it, "
+            "or choose another --out"
+        )
+    before = record.read_json("config.json")
+    decisive = set(plan.config) - {"command", "device", "version", "data_notice"}
+    different = sorted(key for key in decisive if before.get(key) != plan.config[key])
+    if different:
+        raise RecordError(
+            f"{plan.folder}: must be a run of the same {', '.join(different)} to be resumed, found "
+            "others; give the arguments it was started with, or choose another --out"
+        )
+
+
+def _is_complete(plan: Plan) -> bool:
+    from benchmarks.multitask_bert.record import Record
+
+    return Record(plan.folder).is_complete
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split()) or type(error).__name__
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,129 @@
+"""The multi-task model: one encoder, a way to encode pairs, and a head for each task."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from benchmarks.multitask_bert.batches import Batch, Tokens
+from benchmarks.multitask_bert.encoder import MinBert
+from benchmarks.multitask_bert.recipe import Head, Recipe, RecipeError
+from benchmarks.multitask_bert.tasks import TASKS, Task
+
+
+class MultiTaskModel(nn.Module):
+    """minBERT with the heads of a recipe.
+
+    Args:
+        encoder: shared by the tasks.
+        recipe: pair encodings, pooling, heads and dropout rates.
+
+    Raises:
+        RecipeError: a head that cannot follow its pair encoding.
+    """
+
+    def __init__(self, encoder: MinBert, recipe: Recipe) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.pooling = recipe.pooling
+        self.pairs = dict(recipe.pairs)
+        width = encoder.config.hidden_size
+        self.heads = nn.ModuleDict(
+            {name: _head(TASKS[name], recipe, width) for name in recipe.tasks}
+        )
+        self.outputs = {name: recipe.heads[name].output for name in recipe.tasks}
+
+    def forward(self, batch: Batch) -> Tensor:  # [B] or [B, C]
+        """The task's outputs: class logits ``[B, C]``, a logit ``[B]`` or a score ``[B]``."""
+        head = self.heads[batch.task]
+        if batch.second is None:
+            outputs: Tensor = head(self.embed(batch.first))
+        else:
+            u, v = self._embed_both(batch.first, batch.second)
+            if self.pairs[batch.task] == "siamese-concat":
+                outputs = head(torch.cat([u, v], dim=-1))
+            else:
+                outputs = _similarity(self.outputs[batch.task], head(u), head(v))
+        return outputs.squeeze(-1) if TASKS[batch.task].num_outputs == 1 else outputs
+
+    def embed(self, tokens: Tokens) -> Tensor:  # [B, D]
+        """One vector a sentence (or joint pair), by the recipe's pooling."""
+        hidden, pooled = self.encoder(tokens.ids, tokens.mask)
+        if self.pooling == "pooler":
+            vector: Tensor = pooled
+        elif self.pooling == "cls":
+            vector = hidden[:, 0]
+        else:
+            mask = tokens.mask.unsqueeze(-1).to(hidden.dtype)
+            vector = (hidden * mask).sum(1) / mask.sum(1)
+        return vector
+
+    def trainable_parameters(self, part: str) -> Iterator[nn.Parameter]:
+        """Parameters of ``all`` or of the ``heads``."""
+        return self.heads.parameters() if part == "heads" else self.parameters()
+
+    def _embed_both(self, first: Tokens, second: Tokens) -> tuple[Tensor, Tensor]:
+        """Both sentences of a pair in one pass through the encoder."""
+        length = max(first.ids.shape[1], second.ids.shape[1])
+        pad = self.encoder.config.pad_token_id
+
+        def both(one: Tensor, two: Tensor, fill: int) -> Tensor:
+            padded = [F.pad(t, (0, length - t.shape[1]), value=fill) for t in (one, two)]
+            return torch.cat(padded)
+
+        tokens = Tokens(both(first.ids, second.ids, pad), both(first.mask, second.mask, 0))
+        u, v = self.embed(tokens).chunk(2)
+        return u, v
+
+
+def _similarity(output: str, u: Tensor, v: Tensor) -> Tensor:  # [B, D], [B, D] -> [B, 1]
+    """Similarity of two embeddings, one number a pair."""
+    if output == "dot":
+        similarity = (u * v).sum(-1)
+    else:
+        cosine = F.cosine_similarity(u, v)
+        similarity = {"cos": lambda: cosine, "relu-cos-5": lambda: 5 * F.relu(cosine)}[output]()
+    return similarity.unsqueeze(-1)
+
+
+_SIMILARITIES = ("dot", "cos", "relu-cos-5")
+
+
+def _head(task: Task, recipe: Recipe, width: int) -> nn.Sequential:
+    """The layers of a task's head."""
+    head: Head = recipe.heads[task.name]
+    pair = recipe.pairs.get(task.name, "") if task.is_pair else ""
+    compares = pair in ("siamese-dot", "siamese-cos")
+    supported = _SIMILARITIES if compares else ("none",)
+    if head.output not in supported:
+        raise RecipeError(
+            f"recipe {recipe.id}: heads.{task.name}.output must be one of {', '.join(supported)} "
+            f"for {pair or 'one embedding'}, got {head.output!r}"
+        )
+    current = 2 * width if pair == "siamese-concat" else width
+    layers: list[nn.Module] = []
+    widths: Mapping[str, int] = {"D": width, "out": task.num_outputs}
+    for layer in head.layers:
+        kind, _, size = layer.partition(":")
+        if kind == "dropout" and not size:
+            layers.append(nn.Dropout(recipe.head_dropout))
+        elif kind == "relu" and not size:
+            layers.append(nn.ReLU())
+        elif kind == "linear" and (size in widths or size.isdecimal()):
+            target = widths[size] if size in widths else int(size)
+            layers.append(nn.Linear(current, target))
+            current = target
+        else:
+            raise RecipeError(
+                f"recipe {recipe.id}: heads.{task.name}.layers must hold dropout, relu or "
+                f"linear:WIDTH, got {layer!r}"
+            )
+    if not compares and current != task.num_outputs:
+        raise RecipeError(
+            f"recipe {recipe.id}: heads.{task.name}.layers must end in {task.num_outputs} "
+            f"output(s) for {task.title}, found {current}; end with linear:out"
+        )
+    return nn.Sequential(*layers)

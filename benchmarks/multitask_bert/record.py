@@ -1,0 +1,147 @@
+"""The folder a run leaves: what it was, where it ran, what it measured and predicted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import platform
+import subprocess
+from collections.abc import Iterable, Mapping
+from datetime import datetime, timezone
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class RecordError(ValueError):
+    """A run folder that cannot be used as asked."""
+
+
+class Record:
+    """The files of one run; each is written whole or not at all, ``metrics.jsonl`` line by line.
+
+    Args:
+        folder: made when the first file is written.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    @property
+    def exists(self) -> bool:
+        return (self.folder / "config.json").exists()
+
+    @property
+    def is_complete(self) -> bool:
+        return any(event["event"] == "end" for event in self.events())
+
+    @property
+    def metrics_bytes(self) -> int:
+        """Length of ``metrics.jsonl``."""
+        path = self.folder / "metrics.jsonl"
+        return path.stat().st_size if path.exists() else 0
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> None:
+        text = json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+        write_whole(self.folder / name, text.encode())
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """A JSON file of the folder.
+
+        Raises:
+            RecordError: it is missing or damaged.
+        """
+        path = self.folder / name
+        try:
+            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RecordError(
+                f"{path}: must be readable JSON, found {type(error).__name__}; "
+                "remove the run folder and run again"
+            ) from error
+        return content
+
+    def append(self, event: Mapping[str, Any]) -> None:
+        """Adds one event to ``metrics.jsonl``."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(event) + "\n")
+
+    def truncate(self, num_bytes: int) -> None:
+        """Forgets what was measured after a checkpoint was written."""
+        path = self.folder / "metrics.jsonl"
+        if path.exists():
+            os.truncate(path, num_bytes)
+
+    def events(self) -> Iterable[dict[str, Any]]:
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return
+        with path.open(encoding="utf-8") as file:
+            for line in file:
+                if line.endswith("\n"):
+                    yield json.loads(line)
+
+    def write_predictions(
+        self, task: str, split: str, rows: Iterable[tuple[str, float, float | None]]
+    ) -> None:
+        """Predictions of one task: id, prediction, label."""
+        text = StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        writer.writerow(["id", "prediction", "label"])
+        for id, prediction, label in rows:
+            writer.writerow([id, f"{prediction:g}", "" if label is None else f"{label:g}"])
+        write_whole(self.folder / "predictions" / f"{task}-{split}.csv", text.getvalue().encode())
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file so that nobody, at any moment, finds half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """Hardware, versions and date."""
+    gpu = torch.cuda.get_device_name(device) if device.type == "cuda" else None
+    return {
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": platform.platform(),
+        "cpu": _cpu_name(),
+        "num_threads": torch.get_num_threads(),
+        "gpu": gpu,
+        "git_commit": _git_commit(),
+        "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass
+    return platform.processor() or platform.machine()
+
+
+def _git_commit() -> str | None:
+    try:
+        answer = subprocess.run(
+            ["git", "rev-parse", "HEAD"],
+            cwd=Path(__file__).parent,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return answer.stdout.strip()

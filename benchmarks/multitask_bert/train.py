@@ -1,0 +1,515 @@
+"""One run: a recipe's stages on a corpus, from the first step or from where it was interrupted."""
+
+from __future__ import annotations
+
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+from torch import Tensor
+from tqdm import tqdm
+
+from benchmarks.multitask_bert.batches import (
+    Batch,
+    BatchLoader,
+    TokenizedSplit,
+    evaluation_batches,
+)
+from benchmarks.multitask_bert.checkpoint import (
+    load_state,
+    random_states,
+    save_model,
+    save_state,
+    set_random_states,
+)
+from benchmarks.multitask_bert.data import Corpus
+from benchmarks.multitask_bert.encoder import MinBert
+from benchmarks.multitask_bert.evaluate import Evaluation, evaluate
+from benchmarks.multitask_bert.losses import LOSSES
+from benchmarks.multitask_bert.metrics import (
+    constant_metric,
+    is_degenerate,
+    overall_mean,
+    overall_normalised,
+)
+from benchmarks.multitask_bert.model import MultiTaskModel
+from benchmarks.multitask_bert.recipe import Recipe, RecipeError, Stage
+from benchmarks.multitask_bert.record import Record, environment
+from benchmarks.multitask_bert.tasks import TASKS
+from gradsurgery import (
+    Annealed,
+    LossSum,
+    MultiTaskLoader,
+    MultiTaskOptimizer,
+    PCGrad,
+    Proportional,
+    RoundRobin,
+    Sequential,
+)
+
+LOG_EVERY = 10  # steps between two "train" events: the only moments that wait for the device
+EVALUATION_BATCH = 32
+
+
+@dataclass
+class Plan:
+    """What a run is made of.
+
+    Args:
+        recipe: with every deviation applied.
+        corpus: examples of its tasks, train and dev.
+        make_encoder: a fresh encoder and its tokenizer.
+        folder: the run folder.
+        max_steps: optimizer steps in all, whatever the epochs.
+        tokenized: splits already tokenized, shared by the runs of one command.
+        config: what ``config.json`` says besides.
+    """
+
+    recipe: Recipe
+    corpus: Corpus
+    make_encoder: Callable[[Recipe], tuple[MinBert, Tokenizer]]
+    folder: Path
+    seed: int
+    device: torch.device
+    precision: str = "fp32"
+    max_steps: int | None = None
+    tokenized: dict[tuple[str, str, str, int], TokenizedSplit] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass
+class Progress:
+    """How far a run is: everything that its next step depends on, besides tensors."""
+
+    stage: int = 0
+    epoch: int = 0  # of the stage, counted from 0
+    step: int = 0  # since the start, counted from 1 once done
+    samples: int = 0
+    seconds: float = 0.0  # spent training
+    eval_seconds: float = 0.0
+    eval_samples: int = 0
+    best_score: float | None = None
+    best_epoch: int = 0
+    num_epochs: int = 0  # over all stages
+    best_metrics: dict[str, float] = field(default_factory=dict)
+
+
+def run(plan: Plan, *, resume: bool = False) -> bool:
+    """Trains, evaluates and records one recipe with one seed.
+
+    Args:
+        plan: the run.
+        resume: go on from the state in the folder, where there is one.
+
+    Returns:
+        Whether the run is complete; ``False`` when an interrupt ended it after a whole step.
+
+    Raises:
+        RecipeError: a part of the recipe that this version cannot run.
+        RecordError: the folder's state is damaged.
+    """
+    training = Training(plan)
+    record = training.record
+    if resume and (record.folder / "state" / "state.pt").exists():
+        training.load()
+    else:
+        record.write_json("config.json", plan.config)
+        record.truncate(0)
+        training.describe_data()
+    record.write_json("environment.json", environment(plan.device))
+    with _interrupts() as interrupted:
+        complete = training.finish(interrupted)
+    return complete
+
+
+class Training:
+    """The moving parts of a run.
+
+    Raises:
+        RecipeError: a part of the recipe that this version cannot run.
+    """
+
+    def __init__(self, plan: Plan) -> None:
+        recipe = plan.recipe
+        if recipe.regularisers:
+            names = ", ".join(r.name for r in recipe.regularisers)
+            raise RecipeError(f"recipe {recipe.id}: regularisers cannot be run yet, found {names}")
+        for task in recipe.tasks:
+            if recipe.losses[task] not in LOSSES:
+                raise RecipeError(
+                    f"recipe {recipe.id}: losses.{task} must be one of {', '.join(LOSSES)} in this "
+                    f"version, got {recipe.losses[task]!r}"
+                )
+        self.plan = plan
+        self.recipe = recipe
+        self.record = Record(plan.folder)
+        self.progress = Progress()
+        torch.manual_seed(plan.seed)
+        encoder, tokenizer = plan.make_encoder(recipe)
+        self.model = MultiTaskModel(encoder, recipe).to(plan.device)
+        self.splits = {
+            (task, split): self._tokenized(task, split, tokenizer)
+            for task in recipe.tasks
+            for split in ("train", "dev")
+        }
+        self._begin_stage()
+
+    def describe_data(self) -> None:
+        """Records what a metric must be read against."""
+        for task in self.recipe.tasks:
+            split = self.plan.corpus.splits[task, "dev"]
+            labels = [e.label for e in split.examples if e.label is not None]
+            constant = constant_metric(TASKS[task].kind, labels)
+            for name in ("train", "dev"):
+                part = self.plan.corpus.splits[task, name]
+                event = {"event": "data", "task": task, "split": name}
+                counts = {"examples": len(part.examples), "skipped": part.num_skipped}
+                reference = {"constant_metric": constant} if name == "dev" else {}
+                self.record.append({**event, **counts, **reference})
+
+    def finish(self, interrupted: Callable[[], bool]) -> bool:
+        """Goes through the epochs that are left."""
+        recipe, progress = self.recipe, self.progress
+        with tqdm(
+            total=self._total_steps(),
+            initial=progress.step,
+            desc=f"{recipe.id} seed {self.plan.seed}",
+            unit="step",
+            disable=None,
+        ) as bar:
+            while progress.stage < len(recipe.stages):
+                stage = recipe.stages[progress.stage]
+                while progress.epoch < stage.epochs and not self._is_at_limit():
+                    if not self._train_epoch(stage, bar, interrupted):
+                        self.save()
+                        return False
+                    self._evaluate_epoch(bar)
+                    progress.epoch += 1
+                    self.save()
+                progress.stage += 1
+                progress.epoch = 0
+                if progress.stage < len(recipe.stages):
+                    self._begin_stage()
+        self._end()
+        return True
+
+    def save(self) -> None:
+        """Writes the state from which :meth:`load` goes on exactly."""
+        save_state(
+            self.record.folder / "state" / "state.pt",
+            {
+                "progress": vars(self.progress),
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "loader": self.loader.state_dict(),
+                "random": random_states(self.plan.device),
+                "metrics_bytes": self.record.metrics_bytes,
+            },
+        )
+
+    def load(self) -> None:
+        """Takes up the state that :meth:`save` wrote."""
+        state = load_state(self.record.folder / "state" / "state.pt")
+        self.progress = Progress(**state["progress"])
+        self.model.load_state_dict(state["model"])
+        if self.progress.stage < len(self.recipe.stages):
+            self._begin_stage()
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.loader.load_state_dict(state["loader"])
+        set_random_states(state["random"], self.plan.device)
+        self.record.truncate(state["metrics_bytes"])
+
+    def _begin_stage(self) -> None:
+        stage = self.recipe.stages[self.progress.stage]
+        tasks = stage.tasks or self.recipe.tasks
+        self.model.requires_grad_(stage.trainable == "all")
+        self.model.heads.requires_grad_(True)
+        base = torch.optim.AdamW(
+            self.model.trainable_parameters(stage.trainable),
+            lr=stage.lr,
+            betas=self.recipe.betas,
+            eps=self.recipe.eps,
+            weight_decay=self.recipe.weight_decay,
+            fused=True,
+        )
+        self.optimizer = _optimizer(stage, base, tasks, self.plan.seed)
+        loaders = {
+            task: BatchLoader(
+                self.splits[task, "train"],
+                stage.batch_size[task],
+                shuffle=True,
+                seed=self.plan.seed * len(TASKS) + list(TASKS).index(task),
+            )
+            for task in tasks
+        }
+        self.tasks_per_step = len(tasks) if stage.sampling.name == "joint" else 1
+        self.loader: MultiTaskLoader[Batch] = _loader(stage, loaders, self.plan.seed)
+
+    def _train_epoch(self, stage: Stage, bar: Any, interrupted: Callable[[], bool]) -> bool:
+        """The steps that are left of an epoch; ``False`` when interrupted before its end."""
+        progress = self.progress
+        self.loader.set_epoch(progress.epoch)
+        draws = iter(self.loader)
+        losses = dict(stage.losses)
+        sums: dict[str, Tensor] = {}
+        counts: dict[str, int] = {}
+        started = time.perf_counter()
+
+        def clock() -> None:
+            nonlocal started
+            now = time.perf_counter()
+            progress.seconds += now - started
+            started = now
+
+        while not self._is_at_limit():
+            if interrupted():
+                clock()
+                return False
+            step = self._next_batches(draws)
+            if not step:
+                break
+            self.optimizer.zero_grad()
+            for task, batch in step:
+                with self.optimizer.task(task):
+                    moved = batch.to(self.plan.device)
+                    with self._precision():
+                        outputs = self.model(moved)
+                    name = losses.get(task, self.recipe.losses[task])
+                    loss = LOSSES[name](outputs.float(), moved.labels)
+                    loss.backward()
+                sums[task] = sums.get(task, torch.zeros((), device=loss.device)) + loss.detach()
+                counts[task] = counts.get(task, 0) + 1
+                progress.samples += len(batch)
+            if self.recipe.grad_clip is not None:
+                self.optimizer.surgery()
+                torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
+            self.optimizer.step()
+            progress.step += 1
+            bar.update()
+            if progress.step % LOG_EVERY == 0 or self._is_at_limit():
+                means = {task: float(total) / counts[task] for task, total in sums.items()}
+                clock()
+                self._log(means, bar)
+                sums, counts = {}, {}
+        clock()
+        return True
+
+    def _next_batches(self, draws: Iterator[tuple[str, Batch]]) -> list[tuple[str, Batch]]:
+        """The batches of one step; none at the end of the epoch."""
+        return list(islice(draws, self.tasks_per_step))
+
+    def _log(self, losses: Mapping[str, float], bar: Any) -> None:
+        progress = self.progress
+        summary = self.optimizer.diagnostics.summary()
+        pairs = {
+            kind: {
+                name.partition("/")[2]: None if value != value else value
+                for name, value in summary.items()
+                if name.startswith(kind + "/")
+            }
+            for kind in ("cosine", "conflict_rate")
+        }
+        self.record.append(
+            {
+                "event": "train",
+                "stage": progress.stage,
+                "epoch": progress.epoch + 1,
+                "step": progress.step,
+                "seconds": round(progress.seconds, 3),
+                "samples": progress.samples,
+                "losses": losses,
+                "cosines": pairs["cosine"],
+                "conflict_rate": pairs["conflict_rate"] or None,
+                "norm_before": summary.get("norm_before"),
+                "norm_after": summary.get("norm_after"),
+            }
+        )
+        shown = {task: f"{loss:.3f}" for task, loss in losses.items()}
+        shown["samples/s"] = f"{progress.samples / max(progress.seconds, 1e-9):.0f}"
+        rates = [rate for rate in pairs["conflict_rate"].values() if rate is not None]
+        if rates:
+            shown["conflicts"] = f"{sum(rates) / len(rates):.0%}"
+        bar.set_postfix(shown, refresh=False)
+
+    def _evaluate_epoch(self, bar: Any) -> None:
+        """Dev metrics at the end of an epoch; keeps the model if it is the best so far."""
+        progress, recipe = self.progress, self.recipe
+        started = time.perf_counter()
+        found = {task: self._evaluate(task) for task in recipe.tasks}
+        seconds = time.perf_counter() - started
+        num_samples = sum(len(each.predictions) for each in found.values())
+        metrics = {task: each.metric for task, each in found.items()}
+        progress.eval_seconds += seconds
+        progress.eval_samples += num_samples
+        progress.num_epochs += 1
+        scores = {
+            "mean": overall_mean(metrics),
+            "normalised": overall_normalised(metrics),
+            "last": float(progress.num_epochs),
+            **metrics,
+        }
+        score = scores[recipe.selection]
+        best = progress.best_score is None or score > progress.best_score
+        if best:
+            progress.best_score = score
+            progress.best_epoch = progress.num_epochs
+            progress.best_metrics = metrics
+            save_model(self.record.folder / "model.safetensors", self.model)
+            self._write_predictions(found)
+        self.record.append(
+            {
+                "event": "dev",
+                "stage": progress.stage,
+                "epoch": progress.epoch + 1,
+                "step": progress.step,
+                "seconds": round(progress.seconds, 3),
+                "metrics": metrics,
+                "mean": scores["mean"],
+                "normalised": scores["normalised"],
+                "best": best,
+                "degenerate": [
+                    task
+                    for task, each in found.items()
+                    if is_degenerate(each.predictions, TASKS[task].kind)
+                ],
+                "eval_seconds": round(seconds, 3),
+                "eval_samples": num_samples,
+            }
+        )
+        shown = "  ".join(f"{TASKS[task].title} {metric:.3f}" for task, metric in metrics.items())
+        bar.write(
+            f"{recipe.id} seed {self.plan.seed} epoch {progress.num_epochs} step {progress.step}: "
+            f"{shown}  mean {scores['mean']:.3f}{'  (best)' if best else ''}"
+        )
+
+    def _end(self) -> None:
+        """Records the best checkpoint's metrics; a recipe without a step is evaluated once."""
+        progress = self.progress
+        if not progress.best_metrics:
+            self._evaluate_epoch(tqdm(disable=True))
+        rate = progress.samples / progress.seconds if progress.seconds else None
+        self.record.append(
+            {
+                "event": "end",
+                "step": progress.step,
+                "epochs": progress.num_epochs,
+                "best_epoch": progress.best_epoch,
+                "metrics": progress.best_metrics,
+                "mean": overall_mean(progress.best_metrics),
+                "normalised": overall_normalised(progress.best_metrics),
+                "train_seconds": round(progress.seconds, 3),
+                "samples_per_second": rate,
+                "eval_samples_per_second": progress.eval_samples / progress.eval_seconds,
+            }
+        )
+
+    def _evaluate(self, task: str) -> Evaluation:
+        batches = evaluation_batches(self.splits[task, "dev"], EVALUATION_BATCH)
+        return evaluate(self.model, batches, self.plan.device, self._precision)
+
+    def _write_predictions(self, found: Mapping[str, Evaluation]) -> None:
+        for task, each in found.items():
+            examples = self.plan.corpus.splits[task, "dev"].examples
+            ids = [example.id for example in examples]
+            rows = zip(ids, each.predictions, each.labels, strict=True)
+            self.record.write_predictions(task, "dev", rows)
+
+    def _tokenized(self, task: str, split: str, tokenizer: Tokenizer) -> TokenizedSplit:
+        encoding = self.recipe.pairs.get(task, "single") if TASKS[task].is_pair else "single"
+        key = (task, split, encoding, self.recipe.max_length)
+        if key not in self.plan.tokenized:
+            examples = self.plan.corpus.splits[task, split]
+            self.plan.tokenized[key] = TokenizedSplit(
+                examples, tokenizer, encoding, self.recipe.max_length
+            )
+        return self.plan.tokenized[key]
+
+    def _precision(self) -> AbstractContextManager[object]:
+        if self.plan.precision == "bf16":
+            return torch.autocast(self.plan.device.type, torch.bfloat16)
+        return nullcontext()
+
+    def _is_at_limit(self) -> bool:
+        limit = self.plan.max_steps
+        return limit is not None and self.progress.step >= limit
+
+    def _total_steps(self) -> int:
+        total = 0
+        for stage in self.recipe.stages:
+            tasks = stage.tasks or self.recipe.tasks
+            lengths = [
+                -(-len(self.splits[task, "train"]) // stage.batch_size[task]) for task in tasks
+            ]
+            total += stage.epochs * _steps_per_epoch(stage, lengths)
+        return total if self.plan.max_steps is None else min(total, self.plan.max_steps)
+
+
+def _optimizer(
+    stage: Stage, base: torch.optim.Optimizer, tasks: tuple[str, ...], seed: int
+) -> MultiTaskOptimizer:
+    if stage.method == "pcgrad":
+        return PCGrad(
+            base,
+            tasks=tasks,
+            reduction="mean" if stage.reduction == "mean" else "sum",
+            scope="all" if stage.scope == "all" else "shared",
+            seed=seed,
+        )
+    return LossSum(base, tasks=tasks, monitor=len(tasks) > 1 and stage.sampling.name == "joint")
+
+
+def _steps_per_epoch(stage: Stage, lengths: list[int]) -> int:
+    """Optimizer steps an epoch, of the numbers of batches that the tasks have."""
+    sampling = stage.sampling
+    if sampling.name == "sequential":
+        return sum(lengths)
+    if sampling.num_batches is not None:
+        return sampling.num_batches
+    length = min(lengths) if sampling.epoch == "smallest" else max(lengths)
+    return length if sampling.name == "joint" else length * len(lengths)
+
+
+def _loader(stage: Stage, loaders: Mapping[str, BatchLoader], seed: int) -> MultiTaskLoader[Batch]:
+    """The tasks' batches in the order of the stage's sampler."""
+    sizes = {task: len(loader) for task, loader in loaders.items()}
+    name = stage.sampling.name
+    num_steps = _steps_per_epoch(stage, list(sizes.values()))
+    if name == "sequential":
+        return MultiTaskLoader(loaders, Sequential(sizes))
+    if name == "proportional":
+        return MultiTaskLoader(loaders, Proportional(sizes, num_steps=num_steps, seed=seed))
+    if name == "annealed":
+        sampler = Annealed(sizes, stage.epochs, num_steps=num_steps, seed=seed)
+        return MultiTaskLoader(loaders, sampler)
+    draws = num_steps * len(sizes) if name == "joint" else num_steps
+    return MultiTaskLoader(loaders, RoundRobin(sizes, num_steps=draws))
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Turns the first Ctrl-C into an answer, so that a step is never cut in half; the second one
+    ends the process as usual."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    asked = False
+    usual = signal.getsignal(signal.SIGINT)
+
+    def remember(number: int, frame: object) -> None:
+        nonlocal asked
+        asked = True
+        signal.signal(signal.SIGINT, usual)
+
+    signal.signal(signal.SIGINT, remember)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, usual)
