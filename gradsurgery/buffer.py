@@ -34,6 +34,7 @@ class GradientBuffer:
     _row_sets: list[_Rows] = field(default_factory=list)
     _home: dict[Tensor, _Rows] = field(default_factory=dict)
     _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
+    _most_tasks: int = 0  # in any step so far
 
     @property
     def num_bytes(self) -> int:
@@ -62,6 +63,7 @@ class GradientBuffer:
         """
         if not self.slots and self._newly_shared:
             self._lay_out()
+        self._unsettle()
         slot = self.slots.setdefault(task, len(self.slots))
         for rows in self._row_sets:
             rows.reserve(slot + 1)
@@ -110,6 +112,12 @@ class GradientBuffer:
                 blank += [rows.view(parameter, s) for s in range(num_slots) if s not in slots]
         if blank:
             torch._foreach_zero_(blank)
+
+    def _unsettle(self) -> None:
+        """Takes back what settle() did to the rows, for a step that goes on after it."""
+        for parameter in [p for p in self._loose if p in self._home]:
+            for slot, grad in self._loose.pop(parameter).items():
+                self._home[parameter].view(parameter, slot).copy_(grad)
 
     def gram(self, gram_matrix: Gram, *, alone: bool) -> Tensor:  # [T, T]
         """Gram matrix of the slots, over the shared parameters.
@@ -183,6 +191,7 @@ class GradientBuffer:
         """Forgets the step's gradients, keeps the rows for the next."""
         shared = [p for p in self.shared() if p not in self._home]
         self._newly_shared.update(dict.fromkeys(shared))
+        self._most_tasks = max(self._most_tasks, len(self.slots))
         self.slots.clear()
         self._touched.clear()
         self._loose.clear()
@@ -194,7 +203,7 @@ class GradientBuffer:
         # Part of a larger storage is rewritten by its owner, as DDP does with its buckets.
         whole = grad.untyped_storage().nbytes() == grad.numel() * grad.element_size()
         if whole and not copy and grad.dtype == dtype and grad.stride() == strides:
-            return grad
+            return grad.detach()
         kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
         return kept.copy_(grad)
 
@@ -215,12 +224,11 @@ class GradientBuffer:
         for parameter in [*self._home, *self._newly_shared]:
             kind = (parameter.device, self.dtype or parameter.dtype)
             kinds.setdefault(kind, []).append(parameter)
-        num_rows = max((rows.num_rows for rows in self._row_sets), default=0)
         self._row_sets = [_Rows(device, dtype, kinds[device, dtype]) for device, dtype in kinds]
         self._home = {p: rows for rows in self._row_sets for p in rows.segments}
         self._newly_shared = {}
         for rows in self._row_sets:
-            rows.reserve(num_rows)
+            rows.reserve(self._most_tasks)
 
     def __getstate__(self) -> dict[str, object]:
         if self.slots:

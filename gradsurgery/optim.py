@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from numbers import Real
 from typing import Any, Literal, cast
 
 import torch
@@ -101,6 +102,11 @@ class WeightedSum(LossSum):
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
     ) -> None:
+        if not isinstance(weights, (Mapping, Sequence)):
+            raise TypeError(
+                f"weights: must be a mapping or a sequence, got {type(weights).__name__}; "
+                "give one for each task"
+            )
         given = dict(weights if isinstance(weights, Mapping) else enumerate(weights))
         if not given:
             raise ValueError("weights: must hold at least one weight, got none")
@@ -113,11 +119,11 @@ class WeightedSum(LossSum):
                 f"{list(given)}"
             )
         for name, weight in given.items():
-            if isinstance(weight, bool) or not isinstance(weight, (int, float)):
+            if isinstance(weight, bool) or not isinstance(weight, Real):
                 raise TypeError(
                     f"weights: must be numbers, got {type(weight).__name__} for task {name!r}"
                 )
-            if not (math.isfinite(weight) and weight >= 0):
+            if not (math.isfinite(weight) and float(weight) >= 0):
                 raise ValueError(
                     f"weights: must be finite and at least 0, got {weight} for task {name!r}"
                 )
@@ -156,7 +162,7 @@ class PCGrad(MultiTaskOptimizer):
         seed: of the orders, which are a function of ``(seed, step)`` alone.
         every: surgery in every ``every``-th step; the steps between use the last weights as weights
             of the losses on the shared parameters, at the price of the plain sum.
-        start_step: steps of plain loss sum before the first surgery.
+        start_step: steps of plain loss sum before the first surgery, whatever the reduction.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
 
@@ -204,8 +210,11 @@ class PCGrad(MultiTaskOptimizer):
         )
         self.every = every
         self.start_step = start_step
-        self._last: dict[int, Tensor] = {}  # task -> weight in the last surgery
-        self._last_scaled: dict[Tensor, None] = {}  # parameters that the weights went to
+        # Of the last surgery: the weights, by task, and the parameters that they went to, those
+        # that several tasks reached apart from those of one task.
+        self._last: dict[int, Tensor] = {}
+        self._last_shared: dict[Tensor, None] = {}
+        self._last_alone: dict[Tensor, None] = {}
 
     def _choose_handling(self) -> Handling:
         since = self._num_steps - self.start_step
@@ -220,16 +229,21 @@ class PCGrad(MultiTaskOptimizer):
 
     def _write(self, weights: Tensor) -> None:
         if self.every > 1:
-            shared = self._buffer.shared() if self.scope == "shared" else self._buffer.touched()
-            self._last_scaled = dict.fromkeys(shared)
-            kept = weights / len(weights) if self.reduction == "mean" else weights
-            self._last = dict(zip(self._buffer.slots, kept.unbind(), strict=True))
+            self._last = dict(zip(self._buffer.slots, weights.unbind(), strict=True))
+            self._last_shared = dict.fromkeys(self._buffer.shared())
+            touched = self._buffer.touched() if self.scope == "all" else []
+            self._last_alone = dict.fromkeys(p for p in touched if p not in self._last_shared)
         super()._write(weights)
 
     def _scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
-        scaled = [grad for parameter, grad in grads.items() if parameter in self._last_scaled]
-        if task in self._last and scaled:
-            torch._foreach_mul_(scaled, self._last[task])
+        if task not in self._last:
+            return
+        weight = self._last[task]
+        of_shared = weight / len(self._last) if self.reduction == "mean" else weight
+        for parameters, factor in ((self._last_shared, of_shared), (self._last_alone, weight)):
+            scaled = [grad for parameter, grad in grads.items() if parameter in parameters]
+            if scaled:
+                torch._foreach_mul_(scaled, factor)
 
     def _must_see_each_task(self) -> bool:
         return True
@@ -239,7 +253,8 @@ class PCGrad(MultiTaskOptimizer):
         return {
             **super()._own_state(),
             "last_weights": {task: weight.clone() for task, weight in self._last.items()},
-            "last_scaled": [places[p] for p in self._last_scaled if p in places],
+            "last_shared": [places[p] for p in self._last_shared if p in places],
+            "last_alone": [places[p] for p in self._last_alone if p in places],
         }
 
     def _load_own_state(self, own: Mapping[str, Any]) -> None:
@@ -249,7 +264,8 @@ class PCGrad(MultiTaskOptimizer):
             task: weight.to(parameters[0].device, copy=True)
             for task, weight in own.get("last_weights", {}).items()
         }
-        self._last_scaled = dict.fromkeys(parameters[place] for place in own.get("last_scaled", []))
+        self._last_shared = dict.fromkeys(parameters[i] for i in own.get("last_shared", []))
+        self._last_alone = dict.fromkeys(parameters[i] for i in own.get("last_alone", []))
 
 
 def _ones(gram: Tensor) -> Tensor:  # [T, T] -> [T]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any, Literal
 
 import torch
@@ -93,6 +94,10 @@ class MultiTaskOptimizer(Optimizer):
         _check_choice("reduction", reduction, ("sum", "mean"))
         _check_choice("scope", scope, ("shared", "all"))
         check_integer("seed", seed)
+        if buffer_dtype is not None and not isinstance(buffer_dtype, torch.dtype):
+            raise TypeError(
+                f"buffer_dtype: must be a torch.dtype, got {type(buffer_dtype).__name__}"
+            )
         if buffer_dtype is not None and not buffer_dtype.is_floating_point:
             raise ValueError(f"buffer_dtype: must be a floating type, got {buffer_dtype}")
         kernels.choose(fused)
@@ -135,7 +140,8 @@ class MultiTaskOptimizer(Optimizer):
         """Attributes every gradient made inside the block to one task.
 
         Any number of backwards may run in it, and any number of blocks of one task in a step: they
-        add up. A block left by an exception counts for nothing.
+        add up. A block left by an exception counts for nothing, except in a plain loss sum, where
+        autograd itself adds to ``.grad``.
 
         Args:
             name: the task.
@@ -184,6 +190,7 @@ class MultiTaskOptimizer(Optimizer):
 
     pc_backward = backward
 
+    @torch.no_grad()
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.
 
@@ -399,20 +406,27 @@ class MultiTaskOptimizer(Optimizer):
             grads = self._take_grads()
             _check_dense(name, grads)
             if grads:
-                task = self._index(name)
-                apart = self._handling == "apart"
-                if apart or self._watches():
-                    self._buffer.capture(task, list(grads.items()), copy=not apart)
-                if not apart:
-                    self._scale(task, grads)
-                    both = [parameter for parameter in grads if parameter in outside]
-                    if both:
-                        torch._foreach_add_([outside[p] for p in both], [grads[p] for p in both])
-                    outside = {**grads, **outside}
+                with torch.no_grad():
+                    outside = self._keep(self._index(name), grads, outside)
         finally:
             self._take_grads()
             for parameter, grad in outside.items():
                 parameter.grad = grad
+
+    def _keep(
+        self, task: int, grads: dict[Tensor, Tensor], outside: dict[Tensor, Tensor]
+    ) -> dict[Tensor, Tensor]:
+        """Deals with a block's gradients; returns what ``.grad`` is to hold after it."""
+        apart = self._handling == "apart"
+        if apart or self._watches():
+            self._buffer.capture(task, list(grads.items()), copy=not apart)
+        if apart:
+            return outside
+        self._scale(task, grads)
+        both = [parameter for parameter in grads if parameter in outside]
+        if both:
+            torch._foreach_add_([outside[p] for p in both], [grads[p] for p in both])
+        return {**grads, **outside}
 
     def _watches(self) -> bool:
         """Whether diagnostics are gathered although the update needs none."""
@@ -520,9 +534,14 @@ class MultiTaskOptimizer(Optimizer):
 
 
 def check_integer(argument: str, found: object, at_least: int | None = None) -> None:
-    if isinstance(found, bool) or not isinstance(found, int):
+    """Refuses what is not a whole number, or is too small a one.
+
+    Raises:
+        TypeError, ValueError: with the argument's name.
+    """
+    if isinstance(found, bool) or not isinstance(found, Integral):
         raise TypeError(f"{argument}: must be a whole number, got {type(found).__name__}")
-    if at_least is not None and found < at_least:
+    if at_least is not None and int(found) < at_least:
         raise ValueError(f"{argument}: must be at least {at_least}, got {found}")
 
 

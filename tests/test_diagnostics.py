@@ -1,0 +1,246 @@
+"""Diagnostics against numpy on gradients that are known, and against what training saw."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from gradsurgery import Diagnostics, LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+GRADS = {
+    "a": [-4.0, 1.0, 1.0, 0.5],
+    "b": [6.0, 1.0, 1.0, 0.0],
+    "c": [0.5, -2.0, 0.25, 1.0],
+    "d": [-6.0, -1.0, -1.5, 0.0],
+}
+
+
+def optimizer_on(wrapper, **options):
+    """An optimizer of one parameter; the gradient of a linear loss is its coefficients."""
+    parameter = nn.Parameter(torch.zeros(4))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    return parameter, wrapper(base, **options)
+
+
+def surgery(parameter, optimizer, grads, scale=1.0):
+    optimizer.zero_grad()
+    for name, grad in grads.items():
+        with optimizer.task(name):
+            (parameter * (scale * torch.tensor(grad))).sum().backward()
+    optimizer.step()
+
+
+def some(names):
+    return {name: GRADS[name] for name in names}
+
+
+WRAPPERS = {
+    "pcgrad": PCGrad,
+    "loss-sum": lambda base, **options: LossSum(base, monitor=True, **options),
+    "weighted-sum": lambda base, **options: WeightedSum(
+        base, {"a": 1.0, "b": 0.5, "c": 2.0, "d": 1.0}, monitor=True, **options
+    ),
+    "custom": lambda base, **options: MultiTaskOptimizer(
+        base, lambda gram: torch.arange(1.0, 1.0 + len(gram), dtype=gram.dtype), **options
+    ),
+}
+FIXED_WEIGHTS = {
+    "loss-sum": [1.0, 1.0, 1.0],
+    "weighted-sum": [1.0, 0.5, 2.0],
+    "custom": [1.0, 2.0, 3.0],
+}
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_numbers_of_one_surgery(wrapper, step):
+    parameter, optimizer = optimizer_on(WRAPPERS[wrapper])
+    for _ in range(step + 1):
+        surgery(parameter, optimizer, some("abc"))
+    seen = optimizer.diagnostics
+    rows = np.array(list(some("abc").values()))
+    norms = np.linalg.norm(rows, axis=1)
+    gram = rows @ rows.T
+    assert seen.tasks == ("a", "b", "c")
+    np.testing.assert_allclose(seen.gram, gram, rtol=1e-6)
+    np.testing.assert_allclose(seen.norms, norms, rtol=1e-6)
+    np.testing.assert_allclose(seen.cosines, gram / np.outer(norms, norms), rtol=1e-6)
+    assert seen.conflicts.dtype == torch.bool
+    assert seen.conflicts.tolist() == (gram < 0).tolist()
+    np.testing.assert_allclose(seen.norm_before, np.linalg.norm(rows.sum(0)), rtol=1e-6)
+    weights = seen.weights.numpy()
+    assert weights.shape == (3,)
+    if wrapper in FIXED_WEIGHTS:
+        np.testing.assert_allclose(weights, FIXED_WEIGHTS[wrapper], rtol=1e-6)
+    np.testing.assert_allclose(weights @ rows, parameter.grad, rtol=1e-5)
+    np.testing.assert_allclose(seen.norm_after, parameter.grad.norm(), rtol=1e-5)
+    assert seen.norm_before.shape == seen.norm_after.shape == ()
+
+
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_conflict_rate_runs_over_steps_and_absent_tasks(wrapper):
+    options = {} if wrapper == "weighted-sum" else {"tasks": tuple("abcd")}
+    parameter, optimizer = optimizer_on(WRAPPERS[wrapper], **options)
+    # Turning the sign of a task turns its conflicts into agreements.
+    steps = ["abc", "ab", "Ab", "c", "cb", "aB", "bc"]
+    met, conflicted = np.zeros((4, 4)), np.zeros((4, 4))
+    for names in steps:
+        grads = {
+            name.lower(): [(-1.0 if name.isupper() else 1.0) * x for x in GRADS[name.lower()]]
+            for name in names
+        }
+        surgery(parameter, optimizer, grads)
+        for name, grad in grads.items():
+            for other, against in grads.items():
+                i, j = "abcd".index(name), "abcd".index(other)
+                met[i, j] += 1
+                conflicted[i, j] += np.dot(grad, against) < 0
+        rate = optimizer.diagnostics.conflict_rate.numpy()
+        assert optimizer.diagnostics.task_names == tuple("abcd")
+        assert rate.shape == (4, 4)
+        for i, j in [(i, j) for i in range(4) for j in range(4) if i != j]:
+            if met[i, j]:
+                assert rate[i, j] == pytest.approx(conflicted[i, j] / met[i, j], abs=1e-6)
+            else:
+                assert math.isnan(rate[i, j])
+    assert 0 < conflicted[0, 1] < met[0, 1]
+    assert not met[:3, 3].any()
+
+
+def test_tasks_of_a_surgery_come_in_the_order_of_their_names():
+    parameter, optimizer = optimizer_on(PCGrad, tasks=tuple("abc"))
+    surgery(parameter, optimizer, some("abc"))
+    gram = optimizer.diagnostics.gram
+    surgery(parameter, optimizer, some("cab"))
+    assert optimizer.diagnostics.tasks == ("a", "b", "c")
+    torch.testing.assert_close(optimizer.diagnostics.gram, gram)
+    surgery(parameter, optimizer, some("ca"))
+    assert optimizer.diagnostics.tasks == ("a", "c")
+    torch.testing.assert_close(optimizer.diagnostics.gram, gram[[0, 2]][:, [0, 2]])
+
+
+def test_names_register_as_they_are_met():
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, some("ab"))
+    assert optimizer.diagnostics.task_names == ("a", "b")
+    assert optimizer.diagnostics.conflict_rate[0, 1] == 1
+    surgery(parameter, optimizer, some("abd"))
+    seen = optimizer.diagnostics
+    assert seen.task_names == ("a", "b", "d")
+    rate = seen.conflict_rate
+    assert rate[0, 1] == rate[1, 0] == 1
+    assert rate[1, 2] == rate[2, 1] == 1
+    assert rate[0, 2] == rate[2, 0] == 0
+
+
+def test_heads_do_not_count_unless_all_is_in_scope():
+    trunk, head = nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(1))
+    for scope, first in (("shared", 5.0), ("all", 14.0)):
+        base = torch.optim.SGD([trunk, head], lr=0.1)
+        optimizer = PCGrad(base, scope=scope)
+        for _ in range(3):
+            optimizer.zero_grad()
+            with optimizer.task("a"):
+                (trunk @ torch.tensor([1.0, 2.0]) + 3.0 * head).sum().backward()
+            with optimizer.task("b"):
+                (trunk @ torch.tensor([-1.0, 0.0])).backward()
+            optimizer.step()
+            assert optimizer.diagnostics.gram.tolist() == [[first, -1.0], [-1.0, 1.0]]
+
+
+def test_an_all_zero_gradient_conflicts_with_nobody():
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, {"a": [0.0] * 4, "b": GRADS["b"]})
+    seen = optimizer.diagnostics
+    assert not seen.conflicts.any()
+    assert seen.conflict_rate[0, 1] == 0
+    assert seen.norms[0] == 0
+
+
+@pytest.mark.parametrize("scale", [1e-18, 1e-30])
+def test_tiny_gradients_keep_their_cosines(scale):
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, some("abc"))
+    cosines = optimizer.diagnostics.cosines
+    surgery(parameter, optimizer, some("abc"), scale=scale)
+    torch.testing.assert_close(optimizer.diagnostics.cosines, cosines, rtol=1e-5, atol=1e-6)
+
+
+def test_non_finite_gradients_show():
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, {"a": [math.nan, 1.0, 1.0, 1.0], "b": GRADS["b"]})
+    assert not optimizer.diagnostics.norm_before.isfinite()
+    assert not optimizer.diagnostics.norm_after.isfinite()
+
+
+def test_without_a_monitor_there_is_nothing_to_read():
+    parameter, optimizer = optimizer_on(LossSum)
+    surgery(parameter, optimizer, some("abc"))
+    assert optimizer.diagnostics.tasks == ()
+    with pytest.raises(ValueError, match="monitor"):
+        _ = optimizer.diagnostics.gram
+
+
+def test_rates_survive_a_checkpoint():
+    parameter, optimizer = optimizer_on(PCGrad)
+    for names in ("ab", "abc", "bd"):
+        surgery(parameter, optimizer, some(names))
+    again, resumed = optimizer_on(PCGrad)
+    resumed.load_state_dict(optimizer.state_dict())
+    for names in ("ab", "cd"):
+        surgery(parameter, optimizer, some(names))
+        surgery(again, resumed, some(names))
+        np.testing.assert_array_equal(
+            resumed.diagnostics.conflict_rate, optimizer.diagnostics.conflict_rate
+        )
+    assert resumed.diagnostics.task_names == optimizer.diagnostics.task_names
+
+
+def test_summary_is_flat_and_on_the_host():
+    parameter, optimizer = optimizer_on(PCGrad)
+    assert optimizer.diagnostics.summary() == {}
+    surgery(parameter, optimizer, some("abc"))
+    seen = optimizer.diagnostics
+    summary = seen.summary()
+    assert all(type(value) is float for value in summary.values())
+    assert summary["norm_before"] == pytest.approx(float(seen.norm_before))
+    assert summary["norm_after"] == pytest.approx(float(seen.norm_after))
+    for i, name in enumerate("abc"):
+        assert summary[f"norm/{name}"] == pytest.approx(float(seen.norms[i]))
+        assert summary[f"weight/{name}"] == pytest.approx(float(seen.weights[i]))
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        pair = "abc"[i] + "~" + "abc"[j]
+        assert summary[f"cosine/{pair}"] == pytest.approx(float(seen.cosines[i, j]))
+        assert summary[f"conflict_rate/{pair}"] == float(seen.conflicts[i, j])
+    assert len(summary) == 2 + 2 * 3 + 2 * 3
+
+
+def test_plot_of_the_cosines():
+    matplotlib = pytest.importorskip("matplotlib")
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, some("abc"))
+    axes = optimizer.diagnostics.plot_cosines()
+    try:
+        (image,) = axes.get_images()
+        np.testing.assert_allclose(image.get_array(), optimizer.diagnostics.cosines, rtol=1e-6)
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+    finally:
+        pyplot.close(axes.figure)
+
+
+def test_recorded_by_hand():
+    seen = Diagnostics()
+    gram = torch.tensor([[4.0, -2.0], [-2.0, 9.0]], dtype=torch.float64)
+    seen.record(["x", "y"], [0, 2], ["x", "z", "y"], gram, torch.tensor([1.0, 2.0]))
+    assert seen.cosines[0, 1].item() == pytest.approx(-1 / 3)
+    assert seen.norm_before.item() == 3.0
+    assert seen.norm_after.item() == pytest.approx(math.sqrt(32.0))
+    assert seen.conflict_rate[0, 2] == 1
+    assert seen.conflict_rate[0, 1].isnan()

@@ -1,0 +1,138 @@
+"""The import statements of every file against the order of the house, read from the source."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / "gradsurgery"
+# A file may import only files listed above it; those not written yet are skipped.
+ORDER = [
+    "buffer",
+    "kernels.reference",
+    "kernels.fused",
+    "kernels",
+    "weighting",
+    "sampling",
+    "diagnostics",
+    "distributed",
+    "wrapper",
+    "optim",
+    "",  # gradsurgery/__init__.py
+]
+FILES = sorted(PACKAGE.rglob("*.py"))
+BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+
+
+def module_name(path):
+    """Dotted name below ``gradsurgery``: ``kernels.reference``, ``kernels``, or ``""``."""
+    parts = path.relative_to(PACKAGE).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def imported(node, package):
+    """Absolute names that one import statement may bind, modules and members alike."""
+    if isinstance(node, ast.Import):
+        return [alias.name for alias in node.names]
+    base = node.module or ""
+    if node.level:
+        above = package.split(".")[: len(package.split(".")) - node.level + 1]
+        base = ".".join([*above, base]).rstrip(".")
+    return [f"{base}.{alias.name}" for alias in node.names]
+
+
+def imports(path, package="gradsurgery"):
+    """Every import of a file as ``(statement, name, whether at the top level)``."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    inside_functions = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, (ast.FunctionDef, ast.AsyncFunctionDef))
+        for node in ast.walk(function)
+    }
+    return [
+        (node, name, id(node) not in inside_functions)
+        for node in ast.walk(tree)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+        for name in imported(node, package)
+    ]
+
+
+def package_of(path):
+    name = module_name(path)
+    parts = ["gradsurgery", *name.split(".")] if name else ["gradsurgery"]
+    return ".".join(parts if path.name == "__init__.py" else parts[:-1])
+
+
+def room(name):
+    """The file of the package that a dotted name comes from."""
+    below = name.removeprefix("gradsurgery").lstrip(".")
+    for module in sorted(ORDER, key=len, reverse=True):
+        if module and (below == module or below.startswith(module + ".")):
+            return module
+    return ""
+
+
+def under_type_checking(path):
+    """Import statements that only a type checker runs."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    return {
+        node.lineno
+        for block in ast.walk(tree)
+        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
+        for node in ast.walk(block)
+        if isinstance(node, (ast.Import, ast.ImportFrom))
+    }
+
+
+def test_there_is_something_to_read():
+    assert {"buffer", "kernels.reference", "weighting", "optim", ""} <= {
+        module_name(path) for path in FILES
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_a_file_imports_only_files_above_it(path):
+    name = module_name(path)
+    assert name in ORDER, f"{name} has no place in the order of the house"
+    above = ORDER[: ORDER.index(name)]
+    for node, target, _ in imports(path, package_of(path)):
+        if target.split(".")[0] == "gradsurgery":
+            assert room(target) in above, f"{path.name}:{node.lineno} imports {target}"
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_name)
+def test_the_core_imports_torch_and_the_standard_library(path):
+    for node, target, at_the_top in imports(path, package_of(path)):
+        top = target.split(".")[0]
+        place = f"{path.name}:{node.lineno} imports {target}"
+        if top == "triton":
+            assert module_name(path) == "kernels.fused", place
+        elif top == "matplotlib":
+            only_for_types = node.lineno in under_type_checking(path)
+            assert module_name(path) == "diagnostics", place
+            assert not at_the_top or only_for_types, place
+        else:
+            assert top in {"gradsurgery", "torch", *sys.stdlib_module_names}, place
+
+
+@pytest.mark.parametrize("path", BENCHMARKS, ids=lambda path: str(path.relative_to(ROOT)))
+def test_benchmarks_use_public_names(path):
+    import gradsurgery
+
+    for node, target, _ in imports(path, "benchmarks"):
+        if target.split(".")[0] == "gradsurgery":
+            place = f"{path.name}:{node.lineno} imports {target}"
+            assert isinstance(node, ast.ImportFrom), place
+            assert node.module == "gradsurgery", place
+            assert target.removeprefix("gradsurgery.") in gradsurgery.__all__, place
+
+
+def test_public_names_exist():
+    import gradsurgery
+
+    assert sorted(set(gradsurgery.__all__)) == sorted(gradsurgery.__all__)
+    for name in gradsurgery.__all__:
+        assert hasattr(gradsurgery, name)

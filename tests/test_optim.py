@@ -1,0 +1,1183 @@
+"""Every update against the oracle, torch's own loop, TorchJD and pytorch_optimizer.
+
+The gradients that go into a comparison come from `torch.autograd.grad` or are known in advance,
+never from the optimizer under test.
+"""
+
+import itertools
+import math
+import weakref
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from pytorch_optimizer import PCGrad as OlderPCGrad
+from torch import nn
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torchjd.aggregation import (
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    AlignedMTLWeighting,
+    IMTLGWeighting,
+    MGDAWeighting,
+)
+
+from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum, projection_order
+from tests import oracle
+
+pytestmark = pytest.mark.usefixtures("poisoned_empty")
+
+TASKS = ("a", "b", "c")
+
+
+class Network(nn.Module):
+    """Two shared layers and a head for each of three tasks that disagree."""
+
+    def __init__(self, dtype=torch.float64, tasks=TASKS, seed=0):
+        super().__init__()
+        self.tasks = tasks
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.trunk = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 6), nn.Tanh())
+            self.heads = nn.ModuleDict({task: nn.Linear(6, 1) for task in tasks})
+        for head in self.heads.values():
+            head.load_state_dict(self.heads[tasks[0]].state_dict())
+        self.to(dtype)
+
+    def inputs(self, task, step):
+        generator = torch.Generator().manual_seed(1000 * step + self.tasks.index(task))
+        return torch.randn(8, 4, generator=generator).to(self.trunk[0].weight.dtype)
+
+    def loss(self, task, step, inputs=None):
+        inputs = self.inputs(task, step) if inputs is None else inputs
+        # Through equal heads, targets that add up to nothing: every pair of tasks is in conflict.
+        angle = 2 * math.pi * self.tasks.index(task) / len(self.tasks)
+        targets = 3 * (math.cos(angle) * inputs[:, :1] + math.sin(angle) * inputs[:, 1:2])
+        return (self.heads[task](self.trunk(inputs)) - targets).square().mean()
+
+    def shared(self):
+        return list(self.trunk.parameters())
+
+    def separate(self):
+        return list(self.heads.parameters())
+
+
+def task_gradients(network, step, tasks=TASKS, of=None):
+    """Gradients ``[T, P]`` of the shared parameters in float64, by autograd alone."""
+    parameters = network.shared() if of is None else of
+    rows = []
+    for task in tasks:
+        grads = torch.autograd.grad(
+            network.loss(task, step), parameters, allow_unused=True, materialize_grads=True
+        )
+        rows.append(flat(grads))
+    return np.stack(rows)
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]).numpy()
+
+
+def written(parameters):
+    """What the optimizer wrote to ``.grad``, flat and in float64."""
+    return flat([parameter.grad for parameter in parameters])
+
+
+def write(parameters, vector):
+    """Puts a flat vector into ``.grad``."""
+    start = 0
+    for parameter in parameters:
+        piece = torch.from_numpy(vector[start : start + parameter.numel()].copy())
+        parameter.grad = piece.view(parameter.shape).to(parameter.dtype)
+        start += parameter.numel()
+
+
+def plain_gradients(network, step, tasks=TASKS, weights=None):
+    """Gradients of the loss sum for every parameter, added up in the order of the tasks."""
+    before = [parameter.grad for parameter in network.parameters()]
+    for parameter in network.parameters():
+        parameter.grad = None
+    for task in tasks:
+        loss = network.loss(task, step)
+        (loss if weights is None else weights[task] * loss).backward()
+    found = [parameter.grad for parameter in network.parameters()]
+    for parameter, grad in zip(network.parameters(), before, strict=True):
+        parameter.grad = grad
+    return dict(zip(network.parameters(), found, strict=True))
+
+
+def run_blocks(network, optimizer, step, tasks=TASKS):
+    optimizer.zero_grad()
+    for task in tasks:
+        with optimizer.task(task):
+            network.loss(task, step).backward()
+
+
+def sgd(network, **options):
+    return torch.optim.SGD(network.parameters(), lr=0.05, **options)
+
+
+def assert_close(found, expected, tolerance):
+    """Relative to the largest entry, since cancelled entries have no precision of their own."""
+    largest = np.abs(expected).max(initial=0.0)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance * max(largest, 1e-300))
+
+
+# PCGrad
+
+
+@pytest.mark.parametrize("seed", [0, 11711])
+def test_pcgrad_follows_the_oracle_for_a_hundred_steps(seed):
+    network, twin = Network(), Network()
+    optimizer = PCGrad(torch.optim.Adam(network.parameters(), lr=0.01), seed=seed)
+    base = torch.optim.Adam(twin.parameters(), lr=0.01)
+    num_projected = 0
+    for step in range(100):
+        run_blocks(network, optimizer, step)
+        optimizer.step()
+
+        rows = task_gradients(twin, step)
+        update, weights = oracle.pcgrad(rows, projection_order(3, seed, step))
+        base.zero_grad()
+        for parameter, grad in plain_gradients(twin, step).items():
+            parameter.grad = grad
+        write(twin.shared(), update)
+        base.step()
+
+        num_projected += weights.max() > 1
+        np.testing.assert_allclose(optimizer.diagnostics.weights, weights, rtol=1e-7)
+    assert num_projected > 50
+    for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-8, atol=1e-9)
+
+
+def test_pcgrad_in_float32_follows_the_oracle_at_each_of_a_hundred_steps():
+    network = Network(torch.float32)
+    optimizer = PCGrad(sgd(network, momentum=0.9), tasks=TASKS, seed=5)
+    for step in range(100):
+        rows = task_gradients(network, step)
+        update, _ = oracle.pcgrad(rows, projection_order(3, 5, step))
+        plain = plain_gradients(network, step)
+        run_blocks(network, optimizer, step)
+        optimizer.step()
+        # The Gram matrix is exact to float32, and cancelled components keep its error.
+        np.testing.assert_allclose(
+            written(network.shared()), update, rtol=0, atol=1e-6 * np.abs(rows).max() * 3
+        )
+        for parameter in network.separate():
+            assert torch.equal(parameter.grad, plain[parameter])
+
+
+def test_heads_keep_their_gradient_and_do_not_weaken_the_projection():
+    # On the trunk the tasks conflict; heads with gradients 3 and 1 must see none of it.
+    trunk = nn.Parameter(torch.zeros(2, dtype=torch.float64))
+    heads = [nn.Parameter(torch.zeros(1, dtype=torch.float64)) for _ in range(2)]
+    optimizer = PCGrad(torch.optim.SGD([trunk, *heads], lr=0.1))
+    rows = torch.tensor([[2.0, 0.0], [2.0, -1.0]], dtype=torch.float64)
+    rows[1, 0] = -1.0
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.backward(
+            [(trunk @ rows[0] + 3.0 * heads[0]).sum(), (trunk @ rows[1] + heads[1]).sum()]
+        )
+        update, _ = oracle.pcgrad(rows.numpy(), [[1], [0]])
+        assert_close(trunk.grad.numpy(), update, 1e-14)
+        assert [head.grad.item() for head in heads] == [3.0, 1.0]
+        np.testing.assert_allclose(optimizer.diagnostics.gram, rows @ rows.T)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3])
+def test_reduction_mean_is_the_sum_divided_by_the_tasks_on_shared_parameters(num_tasks):
+    tasks = TASKS[:num_tasks]
+    network = Network()
+    for step in range(4):
+        by_sum, by_mean = PCGrad(sgd(network)), PCGrad(sgd(network), reduction="mean")
+        run_blocks(network, by_sum, step, tasks)
+        by_sum.surgery()
+        total, heads = written(network.shared()), written(heads_of(network, tasks))
+        run_blocks(network, by_mean, step, tasks)
+        by_mean.surgery()
+        assert_close(written(network.shared()), total / num_tasks, 1e-14)
+        assert np.array_equal(written(heads_of(network, tasks)), heads)
+
+
+def heads_of(network, tasks):
+    return [parameter for task in tasks for parameter in network.heads[task].parameters()]
+
+
+def test_scope_all_and_mean_equal_pytorch_optimizer_at_two_tasks():
+    tasks = TASKS[:2]
+    network, twin = Network(tasks=tasks), Network(tasks=tasks)
+    optimizer = PCGrad(sgd(network, momentum=0.9), scope="all", reduction="mean")
+    older = OlderPCGrad(sgd(twin, momentum=0.9), reduction="mean")
+    num_projected = 0
+    for step in range(30):
+        run_blocks(network, optimizer, step, tasks)
+        optimizer.step()
+        older.zero_grad()
+        older.pc_backward([twin.loss(task, step) for task in tasks])
+        older.step()
+        num_projected += bool(optimizer.diagnostics.conflicts.any())
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(parameter, other, rtol=1e-9, atol=1e-12)
+    assert num_projected > 5
+
+
+def test_scope_all_projects_heads_as_well():
+    network = Network()
+    optimizer = PCGrad(sgd(network), scope="all", seed=2)
+    everything = [*network.shared(), *network.separate()]
+    for step in range(5):
+        rows = task_gradients(network, step, of=everything)
+        update, _ = oracle.pcgrad(rows, projection_order(3, 2, step))
+        run_blocks(network, optimizer, step)
+        optimizer.step()
+        assert_close(written(everything), update, 1e-12)
+
+
+def test_the_order_depends_on_the_seed_and_not_on_the_blocks_order():
+    network = Network()
+    for step in range(3):
+        rows = task_gradients(network, step)
+        found = []
+        for seed in range(6):
+            for visits in (TASKS, ("c", "a", "b")):
+                optimizer = PCGrad(sgd(network), tasks=TASKS, seed=seed)
+                run_blocks(network, optimizer, step, visits)
+                optimizer.surgery()
+                update, _ = oracle.pcgrad(rows, projection_order(3, seed, 0))
+                assert_close(written(network.shared()), update, 1e-12)
+                found.append(tuple(written(network.shared()).round(9)))
+        assert len(set(found)) > 1
+
+
+def test_any_hashable_names_a_task():
+    network = Network()
+    names = dict(zip(TASKS, [0, ("sts", 2), None], strict=True))
+    optimizer = PCGrad(sgd(network))
+    for step in range(3):
+        optimizer.zero_grad()
+        for task in TASKS:
+            with optimizer.task(names[task]):
+                network.loss(task, step).backward()
+        update, _ = oracle.pcgrad(task_gradients(network, step), projection_order(3, 0, step))
+        optimizer.step()
+        assert_close(written(network.shared()), update, 1e-12)
+    assert optimizer.diagnostics.tasks == tuple(names.values())
+
+
+def test_an_absent_task_leaves_the_others_to_each_other():
+    network = Network()
+    optimizer = PCGrad(sgd(network), tasks=TASKS)
+    for step, present in enumerate([("a", "c"), TASKS, ("c", "b"), ("b",), ("b", "a"), TASKS]):
+        rows = task_gradients(network, step, sorted(present))
+        plain = plain_gradients(network, step, present)
+        order = projection_order(len(present), 0, step)
+        update, _ = oracle.pcgrad(rows, order)
+        run_blocks(network, optimizer, step, present)
+        optimizer.step()
+        assert_close(written(network.shared()), update, 1e-12)
+        for parameter in network.separate():
+            if plain[parameter] is None:
+                assert parameter.grad is None
+            else:
+                assert torch.equal(parameter.grad, plain[parameter])
+
+
+def test_lbfgs_minimises_with_the_combined_gradient():
+    network, twin = Network(), Network()
+    tasks = TASKS[:2]
+    options = {"lr": 0.1, "max_iter": 4, "history_size": 3}
+    optimizer = PCGrad(torch.optim.LBFGS(network.parameters(), **options))
+    bare = torch.optim.LBFGS(twin.parameters(), **options)
+    for step in range(4):
+
+        def closure(step=step):
+            run_blocks(network, optimizer, step, tasks)
+            return sum(network.loss(task, step) for task in tasks).detach()
+
+        def by_hand(step=step):
+            for parameter, grad in plain_gradients(twin, step, tasks).items():
+                parameter.grad = grad
+            rows = task_gradients(twin, step, tasks)
+            write(twin.shared(), oracle.pcgrad(rows, [[1], [0]])[0])
+            return sum(twin.loss(task, step) for task in tasks).detach()
+
+        assert float(optimizer.step(closure)) == pytest.approx(float(bare.step(by_hand)), rel=1e-6)
+    for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+        torch.testing.assert_close(parameter, other, rtol=1e-6, atol=1e-8)
+
+
+# Surgery in every k-th step
+
+
+@pytest.mark.parametrize("short", [False, True], ids=["blocks", "backward"])
+@pytest.mark.parametrize(("every", "start_step"), [(1, 0), (3, 0), (3, 2), (1, 3), (4, 1)])
+def test_every_and_start_step(every, start_step, short):
+    network = Network()
+    optimizer = PCGrad(sgd(network), tasks=TASKS, every=every, start_step=start_step)
+    last = None
+    num_projected = 0
+    for step in range(12):
+        rows = task_gradients(network, step)
+        plain = plain_gradients(network, step)
+        if step < start_step:
+            weights = np.ones(3)
+        elif (step - start_step) % every == 0:
+            _, last = oracle.pcgrad(rows, projection_order(3, 0, step))
+            weights = last
+        else:
+            weights = last
+        num_projected += weights.max() > 1
+        if short:
+            optimizer.zero_grad()
+            optimizer.backward({task: network.loss(task, step) for task in TASKS})
+        else:
+            run_blocks(network, optimizer, step)
+        optimizer.step()
+        assert_close(written(network.shared()), weights @ rows, 1e-12)
+        for parameter in network.separate():
+            torch.testing.assert_close(parameter.grad, plain[parameter], rtol=1e-12, atol=0)
+        if last is None:
+            assert optimizer.diagnostics.tasks == ()
+        else:
+            np.testing.assert_allclose(optimizer.diagnostics.weights, last, rtol=1e-9)
+    assert num_projected > 3
+
+
+def test_reused_weights_honour_the_reduction_and_the_scope():
+    for reduction, scope in itertools.product(("sum", "mean"), ("shared", "all")):
+        network = Network()
+        optimizer = PCGrad(
+            sgd(network), tasks=TASKS, every=2, reduction=reduction, scope=scope, seed=4
+        )
+        everything = [*network.shared(), *network.separate()]
+        for step in range(4):
+            rows = task_gradients(network, step, of=everything)
+            num_shared = sum(parameter.numel() for parameter in network.shared())
+            if step % 2 == 0:
+                seen = rows if scope == "all" else rows[:, :num_shared]
+                _, weights = oracle.pcgrad(seen, projection_order(3, 4, step))
+            run_blocks(network, optimizer, step)
+            optimizer.step()
+            expected = weights @ rows
+            if scope == "shared":
+                expected[num_shared:] = rows.sum(0)[num_shared:]
+            if reduction == "mean":
+                expected[:num_shared] /= 3
+            assert_close(written(everything), expected, 1e-12)
+
+
+# Sums
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("monitor", [False, True])
+def test_loss_sum_is_the_plain_backward_bit_for_bit(dtype, monitor):
+    network = Network(dtype)
+    optimizer = LossSum(sgd(network), monitor=monitor)
+    for step in range(10):
+        expected = plain_gradients(network, step)
+        run_blocks(network, optimizer, step)
+        optimizer.surgery()
+        for parameter, grad in expected.items():
+            assert torch.equal(parameter.grad, grad)
+        optimizer.step()
+
+
+def test_loss_sum_in_one_call_is_the_backward_of_the_sum_bit_for_bit():
+    network, twin = Network(torch.float32), Network(torch.float32)
+    optimizer, base = LossSum(sgd(network)), sgd(twin)
+    for step in range(10):
+        optimizer.zero_grad()
+        inputs = network.inputs("a", step)
+        optimizer.backward([network.loss(task, step, inputs) for task in TASKS])
+        base.zero_grad()
+        sum(twin.loss(task, step, inputs) for task in TASKS).backward()
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(parameter.grad, other.grad)
+        optimizer.step()
+        base.step()
+
+
+@pytest.mark.parametrize("optimize", [LossSum, lambda base: WeightedSum(base, [1.0, 0.5, 2.0])])
+def test_a_sum_of_losses_that_share_a_graph_goes_through_it_once(optimize):
+    network = Network()
+    optimizer = optimize(sgd(network))
+    num_passes = Counter()
+    inputs = network.inputs("a", 0)
+    hidden = network.trunk(inputs)
+    hidden.register_hook(lambda grad: num_passes.update(["trunk"]))
+    optimizer.backward([network.heads[task](hidden).square().mean() for task in TASKS])
+    assert num_passes["trunk"] == 1
+
+
+@pytest.mark.parametrize("monitor", [False, True])
+@pytest.mark.parametrize("short", [False, True], ids=["blocks", "backward"])
+def test_weighted_sum_is_the_backward_of_the_weighted_losses(monitor, short):
+    weights = {"a": 0.3, "b": 0.0, "c": 1.7}
+    network = Network()
+    optimizer = WeightedSum(sgd(network), weights, monitor=monitor)
+    for step in range(6):
+        expected = plain_gradients(network, step, weights=weights)
+        if short:
+            optimizer.zero_grad()
+            optimizer.backward([network.loss(task, step) for task in TASKS])
+        else:
+            run_blocks(network, optimizer, step)
+        optimizer.surgery()
+        for parameter, grad in expected.items():
+            torch.testing.assert_close(parameter.grad, grad, rtol=1e-13, atol=1e-15)
+        optimizer.step()
+
+
+@pytest.mark.parametrize(
+    "wrapper", [LossSum, lambda base, **o: WeightedSum(base, [0.3, 1, 2], **o)]
+)
+def test_a_monitor_does_not_change_the_update(wrapper):
+    # Blocks of several backwards apart: there a monitor must add up the block before the rest.
+    network, twin = Network(torch.float32), Network(torch.float32)
+    monitored = wrapper(sgd(network, momentum=0.9), tasks=TASKS, monitor=True)
+    plain = wrapper(sgd(twin, momentum=0.9), tasks=TASKS)
+    for step in range(20):
+        for model, optimizer in ((network, monitored), (twin, plain)):
+            run_blocks(model, optimizer, step, (*TASKS, "b", "a"))
+            optimizer.step()
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(parameter.grad, other.grad)
+            assert torch.equal(parameter, other)
+    rows = task_gradients(network, 20)
+    run_blocks(network, monitored, 20)
+    monitored.step()
+    np.testing.assert_allclose(
+        monitored.diagnostics.gram, rows @ rows.T, rtol=0, atol=1e-5 * (rows**2).sum(1).max()
+    )
+
+
+# Other functions of the Gram matrix
+
+
+@pytest.mark.parametrize(
+    ("weighting", "aggregator"),
+    [(MGDAWeighting, MGDA), (IMTLGWeighting, IMTLG), (AlignedMTLWeighting, AlignedMTL)],
+)
+def test_torchjd_weightings_plug_in(weighting, aggregator):
+    network = Network()
+    optimizer = MultiTaskOptimizer(sgd(network), weighting())
+    for step in range(10):
+        rows = torch.from_numpy(task_gradients(network, step))
+        plain = plain_gradients(network, step)
+        run_blocks(network, optimizer, step)
+        optimizer.step()
+        assert_close(written(network.shared()), aggregator()(rows).numpy(), 1e-9)
+        for parameter in network.separate():
+            assert torch.equal(parameter.grad, plain[parameter])
+
+
+def test_a_weighting_sees_the_gram_matrix_of_the_tasks_in_their_order():
+    seen = []
+
+    def weighting(gram):
+        seen.append(gram.clone())
+        return torch.tensor([1.0, 2.0, 3.0])
+
+    network = Network()
+    optimizer = MultiTaskOptimizer(sgd(network), weighting, tasks=TASKS)
+    for step in range(4):
+        rows = task_gradients(network, step)
+        run_blocks(network, optimizer, step, ("b", "c", "a"))
+        optimizer.step()
+        assert len(seen) == step + 1
+        np.testing.assert_allclose(seen[-1], rows @ rows.T, rtol=1e-12)
+        assert_close(written(network.shared()), np.array([1.0, 2.0, 3.0]) @ rows, 1e-12)
+
+
+# The short form
+
+OPTIMIZERS = {
+    "loss-sum": lambda network, **options: LossSum(sgd(network), **options),
+    "weighted-sum": lambda network, **options: WeightedSum(sgd(network), [0.3, 1, 2], **options),
+    "pcgrad": lambda network, **options: PCGrad(sgd(network), **options),
+    "pcgrad-every-2": lambda network, **options: PCGrad(sgd(network), every=2, **options),
+    "custom": lambda network, **options: MultiTaskOptimizer(
+        sgd(network), lambda gram: 1 / gram.diagonal().sqrt(), **options
+    ),
+}
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+@pytest.mark.parametrize("declared", [False, True], ids=["numbered", "declared"])
+@pytest.mark.parametrize(
+    ("form", "shared_graph"),
+    # A generator's graphs are freed one by one: its losses cannot share one.
+    [(form, False) for form in ("sequence", "tuple", "mapping", "generator", "pairs")]
+    + [(form, True) for form in ("sequence", "tuple", "mapping")],
+)
+def test_backward_equals_blocks(optimize, declared, form, shared_graph):
+    network, twin = Network(), Network()
+    if declared:
+        names, options = TASKS, {"tasks": TASKS}
+    else:
+        names, options = (0, 1, 2), {}
+    optimizer = OPTIMIZERS[optimize](network, **options)
+    by_blocks = OPTIMIZERS[optimize](twin, **options)
+    for step in range(4):
+        shared_inputs = network.inputs("b", step) if shared_graph else None
+        losses = (network.loss(task, step, shared_inputs) for task in TASKS)
+        if shared_graph:
+            hidden = network.trunk(shared_inputs)
+            losses = (network.heads[task](hidden).square().mean() for task in TASKS)
+        optimizer.zero_grad()
+        if form == "sequence":
+            optimizer.backward(list(losses))
+        elif form == "tuple":
+            optimizer.backward(tuple(losses))
+        elif form == "mapping":
+            optimizer.backward(dict(zip(names, losses, strict=True)))
+        elif form == "generator":
+            optimizer.backward(losses)
+        else:
+            optimizer.backward(zip(names, losses, strict=True))
+        by_blocks.zero_grad()
+        for name, task in zip(names, TASKS, strict=True):
+            with by_blocks.task(name):
+                if shared_graph:
+                    hidden = twin.trunk(shared_inputs)
+                    twin.heads[task](hidden).square().mean().backward()
+                else:
+                    twin.loss(task, step).backward()
+        by_blocks.surgery()
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-12, atol=1e-14)
+        optimizer.step()
+        by_blocks.step()
+    if optimize.startswith("pcgrad"):
+        assert optimizer.diagnostics.tasks == names
+
+
+def test_backward_writes_the_gradient_before_it_returns_and_step_keeps_it():
+    network, twin = Network(), Network()
+    optimizer, bare = PCGrad(sgd(network)), sgd(twin)
+    for step in range(3):
+        optimizer.zero_grad()
+        optimizer.backward([network.loss(task, step) for task in TASKS])
+        nn.utils.clip_grad_norm_(network.parameters(), 0.1)
+        assert math.isclose(np.linalg.norm(written(network.parameters())), 0.1, rel_tol=1e-5)
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            other.grad = parameter.grad.clone()
+        optimizer.step()
+        bare.step()
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(parameter, other)
+
+
+def test_pc_backward_is_backward():
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    for step in range(3):
+        for model, stepper, call in (
+            (network, optimizer, optimizer.pc_backward),
+            (twin, other, other.backward),
+        ):
+            stepper.zero_grad()
+            call([model.loss(task, step) for task in TASKS])
+            stepper.step()
+        for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
+            assert torch.equal(parameter, mirrored)
+
+
+def test_a_second_backward_adds_to_the_first():
+    # Micro-batches of a step, each with its own surgery: nothing of the first may be lost.
+    network = Network()
+    for num_before in (0, 2):
+        optimizer = PCGrad(sgd(network), tasks=TASKS)
+        for step in range(num_before):
+            run_blocks(network, optimizer, step)
+            optimizer.step()
+        order = projection_order(3, 0, num_before)
+        expected = sum(oracle.pcgrad(task_gradients(network, part), order)[0] for part in (50, 51))
+        optimizer.zero_grad()
+        for part in (50, 51):
+            optimizer.backward([network.loss(task, part) for task in TASKS])
+        assert_close(written(network.shared()), expected, 1e-12)
+
+
+@pytest.mark.parametrize("form", ["sequence", "mapping"])
+def test_retain_graph_may_keep_the_last_graph_too(form):
+    network = Network()
+    optimizer = PCGrad(sgd(network))
+    losses = [network.loss(task, 0) for task in TASKS]
+    given = losses if form == "sequence" else dict(zip(TASKS, losses, strict=True))
+    optimizer.backward(given, retain_graph=True)
+    first = written(network.shared())
+    optimizer.zero_grad()
+    optimizer.backward(given)
+    assert np.array_equal(written(network.shared()), first)
+    with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+        optimizer.backward(given)
+
+
+class Saved:
+    """Holds a tensor for a backward; alive exactly as long as the graph that asked for it."""
+
+    def __init__(self, tensor):
+        self.tensor = tensor
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+def test_a_generator_keeps_one_graph_alive_at_a_time(optimize):
+    network = Network()
+    optimizer = OPTIMIZERS[optimize](network)
+    graphs = {task: weakref.WeakSet() for task in TASKS}
+
+    def loss(task, step):
+        def save(tensor):
+            saved = Saved(tensor)
+            graphs[task].add(saved)
+            return saved
+
+        with torch.autograd.graph.saved_tensors_hooks(save, lambda saved: saved.tensor):
+            return network.loss(task, step)
+
+    def losses(step):
+        for place, task in enumerate(TASKS):
+            assert not any(graphs[before] for before in TASKS[:place])
+            yield loss(task, step)
+            assert not graphs[task]
+
+    for step in range(3):
+        optimizer.zero_grad()
+        optimizer.backward(losses(step))
+        assert not any(graphs.values())
+        optimizer.step()
+    kept = loss("a", 0)
+    assert graphs["a"]
+    assert kept.requires_grad
+
+
+# Which parameters are shared, and how they lie in memory
+
+LAYOUTS = {
+    "scalar": lambda: torch.zeros(()),
+    "vector": lambda: torch.zeros(5),
+    "matrix": lambda: torch.zeros(3, 4),
+    "transposed": lambda: torch.zeros(4, 3).T,
+    "strided": lambda: torch.zeros(4, 6)[:, ::2],
+    "channels-last": lambda: torch.zeros(2, 3, 2, 2).to(memory_format=torch.channels_last),
+    "empty": lambda: torch.zeros(0, 3),
+    "one of a size": lambda: torch.zeros(1, 7, 1),
+    "long": lambda: torch.zeros(129),
+}
+ROUNDING = {torch.float64: 2.0**-50, torch.float32: 2.0**-21, torch.bfloat16: 2.0**-8}
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("scope", ["shared", "all"])
+@pytest.mark.parametrize("dtypes", ["float64", "float32", "bfloat16", "mixed"])
+@pytest.mark.parametrize("seed", range(3))
+def test_any_set_of_shared_parameters_in_any_layout(reduction, scope, dtypes, seed):
+    """Random steps: who is present, who reaches what, what is frozen, in which order, how often.
+
+    Losses are linear with small whole coefficients: the tasks' gradients are exact in every type.
+    """
+    kinds = [torch.float64, torch.float32, torch.bfloat16]
+    if dtypes != "mixed":
+        kinds = [getattr(torch, dtypes)]
+    rng = np.random.default_rng(seed)
+    parameters = {
+        name: nn.Parameter(make().to(kinds[place % len(kinds)]))
+        for place, (name, make) in enumerate(LAYOUTS.items())
+    }
+    names = ("a", "b", "c", "d")
+    optimizer = PCGrad(
+        torch.optim.SGD(parameters.values(), lr=0.0),
+        tasks=names,
+        reduction=reduction,
+        scope=scope,
+        seed=seed,
+    )
+    ever = set()
+    for step in range(25):
+        keep_memory = bool(rng.integers(2))
+        optimizer.zero_grad(set_to_none=not keep_memory)
+        ever = {name for name in ever if keep_memory}
+        present = sorted(rng.permutation(4)[: rng.integers(1, 5)].tolist())
+        for parameter in parameters.values():
+            parameter.requires_grad_(bool(rng.random() < 0.9))
+        live = [name for name, parameter in parameters.items() if parameter.requires_grad]
+        if len(live) < 2:
+            parameters["vector"].requires_grad_(True)
+            live = ["vector"]
+        expected_rows = {task: {} for task in present}
+        blocks = [task for task in present for _ in range(rng.integers(1, 3))]
+        rng.shuffle(blocks)
+        for task in blocks:
+            reached = [name for name in live if rng.random() < 0.6] or live[:1]
+            loss = torch.zeros((), dtype=torch.float64)
+            for name in reached:
+                parameter = parameters[name]
+                coefficients = torch.from_numpy(rng.integers(-3, 4, parameter.shape).astype(float))
+                row = expected_rows[task].setdefault(name, np.zeros(parameter.shape))
+                row += coefficients.numpy()
+                loss = loss + (parameter * coefficients.to(parameter.dtype)).sum()
+            with optimizer.task(names[task]):
+                loss.backward()
+        outside = None
+        if rng.integers(3) == 0:
+            outside = live[rng.integers(len(live))]
+            parameters[outside].sum().backward()
+        optimizer.step()
+
+        touched = {
+            name: [task for task in present if name in expected_rows[task]] for name in parameters
+        }
+        seen = [
+            name for name, tasks in touched.items() if len(tasks) > 1 or (scope == "all" and tasks)
+        ]
+        rows = np.stack(
+            [
+                np.concatenate(
+                    [
+                        expected_rows[task].get(name, np.zeros(parameters[name].shape)).reshape(-1)
+                        for name in seen
+                    ]
+                    or [np.zeros(0)]
+                )
+                for task in present
+            ]
+        )
+        order = projection_order(len(present), seed, step)
+        _, weights = oracle.pcgrad(rows, order)
+        np.testing.assert_allclose(optimizer.diagnostics.gram, rows @ rows.T, atol=1e-9)
+        largest = max(1.0, float(np.abs(weights).max())) * 6
+        for name, parameter in parameters.items():
+            tasks = touched[name]
+            if not tasks and name != outside:
+                assert parameter.grad is None or (name in ever and not parameter.grad.any())
+                continue
+            total = np.zeros(parameter.shape)
+            for task in tasks:
+                in_scope = len(tasks) > 1 or scope == "all"
+                weight = weights[present.index(task)] if in_scope else 1.0
+                total += weight * expected_rows[task][name]
+            if reduction == "mean" and len(tasks) > 1:
+                total /= len(present)
+            if name == outside:
+                total += 1.0
+            assert parameter.grad.dtype == parameter.dtype
+            assert parameter.grad.shape == parameter.shape
+            np.testing.assert_allclose(
+                parameter.grad.double(),
+                total,
+                rtol=ROUNDING[parameter.dtype],
+                atol=ROUNDING[parameter.dtype] * largest,
+            )
+            ever.add(name)
+
+
+def test_a_head_that_becomes_shared_and_a_trunk_that_freezes():
+    network = Network()
+    optimizer = PCGrad(sgd(network), tasks=TASKS)
+    head, lower = list(network.heads["c"].parameters()), list(network.trunk[0].parameters())
+    for step in range(9):
+        for parameter in lower:
+            parameter.requires_grad_(not 3 <= step < 6)
+        shared = [p for p in network.shared() if p.requires_grad]
+        inputs = network.inputs("a", step)
+
+        def losses(step=step, inputs=inputs):
+            # From the second step on task b answers through the head of task c.
+            yield "a", network.loss("a", step)
+            yield "b", network.loss("c" if 1 <= step < 7 else "b", step, inputs)
+            yield "c", network.loss("c", step)
+
+        if 1 <= step < 7:
+            shared = [*shared, *head]
+        rows = np.stack(
+            [
+                flat(torch.autograd.grad(loss, shared, allow_unused=True, materialize_grads=True))
+                for _, loss in losses()
+            ]
+        )
+        update, _ = oracle.pcgrad(rows, projection_order(3, 0, step))
+        optimizer.zero_grad()
+        optimizer.backward(losses())
+        assert_close(written(shared), update, 1e-12)
+        assert all(p.grad is None for p in lower) == (3 <= step < 6)
+        optimizer.step()
+
+
+def test_tied_weights_count_once():
+    embedding = nn.Embedding(7, 4, dtype=torch.float64)
+    decoder = nn.Linear(4, 7, bias=False, dtype=torch.float64)
+    decoder.weight = embedding.weight
+    model = nn.Sequential(embedding, nn.Tanh(), decoder)
+    optimizer = PCGrad(torch.optim.SGD(model.parameters(), lr=0.1))
+    words = {"a": torch.tensor([1, 2, 3]), "b": torch.tensor([3, 4, 2]), "c": torch.tensor([1, 6])}
+
+    def loss(name):
+        target = (words[name] + 1) % 7
+        sign = -1.0 if name == "b" else 1.0
+        return sign * nn.functional.cross_entropy(model(words[name]), target)
+
+    for step in range(3):
+        rows = np.stack([flat(torch.autograd.grad(loss(name), embedding.weight)) for name in words])
+        update, weights = oracle.pcgrad(rows, projection_order(3, 0, step))
+        assert weights.max() > 1
+        optimizer.zero_grad()
+        optimizer.backward({name: loss(name) for name in words})
+        assert_close(written([embedding.weight]), update, 1e-12)
+        optimizer.step()
+
+
+def test_a_channels_last_convolution():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Conv2d(4, 2, 2)).double()
+        images = torch.randn(3, 5, 3, 6, 6, dtype=torch.float64)
+    model.to(memory_format=torch.channels_last)
+    optimizer = PCGrad(torch.optim.AdamW(model.parameters(), lr=0.01))
+
+    def loss(task):
+        return (-1.0) ** task * model(images[task]).mean() + model(images[task]).square().mean()
+
+    for step in range(4):
+        rows = np.stack(
+            [flat(torch.autograd.grad(loss(task), list(model.parameters()))) for task in range(3)]
+        )
+        update, _ = oracle.pcgrad(rows, projection_order(3, 0, step))
+        optimizer.zero_grad()
+        optimizer.backward(loss(task) for task in range(3))
+        assert_close(written(model.parameters()), update, 1e-12)
+        optimizer.step()
+
+
+def test_parameters_of_no_optimizer_accumulate_as_ever():
+    network, twin = Network(), Network()
+    optimizer = PCGrad(torch.optim.SGD(network.trunk[2].parameters(), lr=0.0))
+    for step in range(3):
+        run_blocks(network, optimizer, step)
+        optimizer.step()
+        for task in TASKS:
+            twin.loss(task, step).backward()
+    for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+        if not any(parameter is p for p in network.trunk[2].parameters()):
+            assert torch.equal(parameter.grad, other.grad)
+
+
+def test_rows_of_another_type():
+    # Sixteen parts in bf16 rows lose the small ones; float32 rows keep them all.
+    parameter = nn.Parameter(torch.zeros(2, dtype=torch.bfloat16))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.0), buffer_dtype=torch.float32)
+    for _ in range(3):
+        optimizer.zero_grad()
+        for part in [256.0] + [1.0] * 16:
+            for task, sign in (("a", 1.0), ("b", -1.0)):
+                with optimizer.task(task):
+                    (parameter * torch.tensor([part, sign * part])).sum().backward()
+        optimizer.step()
+        gram = optimizer.diagnostics.gram
+        assert gram.tolist() == [[2 * 272.0**2, 0.0], [0.0, 2 * 272.0**2]]
+        assert parameter.grad.dtype == torch.bfloat16
+        assert parameter.grad.tolist() == [544.0, 0.0]
+
+
+def test_gradients_carry_no_graph():
+    network = Network()
+    for optimize in OPTIMIZERS.values():
+        optimizer = optimize(network)
+        for step in range(3):
+            numbered_step(network, optimizer, step)
+            assert not any(p.grad.requires_grad for p in network.parameters())
+
+
+@pytest.mark.filterwarnings("ignore:Using backward\\(\\) with create_graph=True")
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+def test_gradients_that_have_a_graph_are_taken_by_value(optimize):
+    network, twin = Network(), Network()
+    optimizer, other = OPTIMIZERS[optimize](network), OPTIMIZERS[optimize](twin)
+    for step in range(4):
+        optimizer.zero_grad()
+        other.zero_grad()
+        for number, task in enumerate(TASKS):
+            with optimizer.task(number):
+                network.loss(task, step).backward(create_graph=True)
+            with other.task(number):
+                twin.loss(task, step).backward()
+        optimizer.step()
+        other.step()
+        for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter, mirrored, rtol=1e-12, atol=1e-14)
+
+
+# Memory
+
+
+class LiveStorages(TorchDispatchMode):
+    """Bytes of the storages that operations have made and that are still alive."""
+
+    def __init__(self):
+        super().__init__()
+        self.storages = []
+        self.made = []
+        self.peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        given = {
+            leaf.untyped_storage()._cdata
+            for leaf in tree_leaves((args, kwargs))
+            if isinstance(leaf, torch.Tensor)
+        }
+        result = func(*args, **(kwargs or {}))
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor):
+                storage = leaf.untyped_storage()
+                if storage._cdata not in given:
+                    self.storages.append((StorageWeakRef(storage), storage.nbytes()))
+                    self.made.append(storage.nbytes())
+        self.peak = max(self.peak, self.live())
+        return result
+
+    def live(self):
+        self.storages = [pair for pair in self.storages if not pair[0].expired()]
+        # A storage that several operations returned counts once.
+        return sum({pair[0]: pair[1] for pair in self.storages}.values())
+
+
+def one_parameter(optimize, num_params, dtype):
+    """A single parameter whose losses need no memory of its size but for the gradient itself."""
+    parameter = nn.Parameter(torch.zeros(num_params, dtype=dtype))
+    return parameter, optimize(torch.optim.SGD([parameter], lr=0.0))
+
+
+def linear_loss(parameter, scale):
+    return parameter.sum() * scale
+
+
+def blocks_of_one_parameter(parameter, optimizer):
+    optimizer.zero_grad()
+    for task in range(3):
+        with optimizer.task(task):
+            linear_loss(parameter, 1.0 - task).backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_surgery_allocates_nothing_of_the_size_of_the_parameters(dtype):
+    peaks = []
+    for num_params in (1 << 22, 1 << 23):
+        parameter, optimizer = one_parameter(PCGrad, num_params, dtype)
+        for _ in range(3):
+            blocks_of_one_parameter(parameter, optimizer)
+            with LiveStorages() as storages:
+                optimizer.surgery()
+            peaks.append(storages.peak)
+            assert parameter.grad is not None
+            assert storages.live() < 10_000
+    # It works in blocks: twice the parameters need no more memory.
+    for small, large in zip(peaks[:3], peaks[3:], strict=True):
+        assert large <= 1.01 * small
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_holds_the_rows_and_one_gradient_of_autograds(dtype):
+    num_params = 1 << 23
+    parameter, optimizer = one_parameter(PCGrad, num_params, dtype)
+    size = num_params * parameter.element_size()
+    with LiveStorages() as storages:
+        for step in range(4):
+            storages.peak = 0
+            blocks_of_one_parameter(parameter, optimizer)
+            optimizer.step()
+            # T rows, the gradient that autograd is making, and the first surgery's blocks.
+            assert storages.peak <= 4.5 * size, step
+            assert storages.live() <= 3.01 * size, step
+
+
+def test_rows_are_allocated_once():
+    num_params = 1 << 22
+    parameter, optimizer = one_parameter(PCGrad, num_params, torch.float32)
+    with LiveStorages() as storages:
+        for _ in range(6):
+            blocks_of_one_parameter(parameter, optimizer)
+            optimizer.step()
+    size = num_params * 4
+    assert [nbytes for nbytes in storages.made if nbytes > size] == [3 * size]
+    # No other of a gradient's size than the one of each backward.
+    assert sum(nbytes == size for nbytes in storages.made) <= 6 * 3
+
+
+def test_sums_never_allocate_rows():
+    num_params = 1 << 20
+    size = num_params * 4
+    peaks = {}
+    for name, optimize in (
+        ("plain", None),
+        ("sum", LossSum),
+        ("weighted", lambda base: WeightedSum(base, [1.0, 0.5, 2.0])),
+    ):
+        parameter, optimizer = one_parameter(optimize or LossSum, num_params, torch.float32)
+        with LiveStorages() as storages:
+            for _ in range(3):
+                if optimize is None:
+                    optimizer.base.zero_grad()
+                    for task in range(3):
+                        linear_loss(parameter, 1.0 - task).backward()
+                    optimizer.base.step()
+                else:
+                    blocks_of_one_parameter(parameter, optimizer)
+                    optimizer.step()
+        assert max(storages.made) == size
+        peaks[name] = storages.peak
+    assert peaks["sum"] <= peaks["plain"] + 1000
+    # The block's own gradient beside the sum.
+    assert peaks["weighted"] <= 2 * size + 1000
+
+
+# No host synchronisation
+
+
+SYNCHRONISING = {
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "nonzero",
+    "nonzero_static",
+    "equal",
+    "masked_select",
+    "unique_dim",
+    "_unique2",
+    "unique_consecutive",
+}
+
+
+class NoSynchronisation(TorchDispatchMode):
+    """Raises where a CUDA device would have to be waited for."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert name not in SYNCHRONISING, f"{name} waits for the device"
+        if name in ("index", "index_put_", "index_put"):
+            assert all(index is None or index.dtype != torch.bool for index in args[1])
+        return func(*args, **(kwargs or {}))
+
+
+WATCHED = {
+    "pcgrad": PCGrad,
+    "pcgrad-mean-all": lambda base: PCGrad(base, reduction="mean", scope="all"),
+    "pcgrad-every-2": lambda base: PCGrad(base, every=2, start_step=1),
+    "loss-sum-monitor": lambda base: LossSum(base, monitor=True),
+    "weighted-sum-monitor": lambda base: WeightedSum(base, [1.0, 0.5, 2.0], monitor=True),
+    "custom": lambda base: MultiTaskOptimizer(base, lambda gram: 1 / gram.diagonal().sqrt()),
+}
+
+
+def numbered_step(network, optimizer, step, absent=None, data=None):
+    optimizer.zero_grad()
+    for number, task in enumerate(TASKS):
+        if number != absent:
+            with optimizer.task(number):
+                network.loss(task, step, None if data is None else data[task]).backward()
+    optimizer.surgery()
+    optimizer.step()
+
+
+@pytest.mark.parametrize("optimize", WATCHED)
+def test_no_operation_reads_a_tensor_on_the_host(optimize, monkeypatch):
+    network = Network()
+    optimizer = WATCHED[optimize](sgd(network, momentum=0.9))
+    for name in ("item", "tolist", "numpy", "cpu", "__bool__", "__float__", "__int__", "__index__"):
+
+        def refuse(*_, name=name):
+            raise AssertionError(f"Tensor.{name} waits for the device")
+
+        monkeypatch.setattr(torch.Tensor, name, refuse)
+    with NoSynchronisation():
+        for step in range(5):
+            numbered_step(network, optimizer, step, absent=step if step == 2 else None)
+        seen = optimizer.diagnostics
+        _ = seen.cosines, seen.conflicts, seen.conflict_rate, seen.norm_before, seen.norm_after
+    monkeypatch.undo()
+    assert optimizer.diagnostics.num_surgeries > 1
+
+
+@pytest.mark.parametrize("optimize", WATCHED)
+def test_a_step_runs_where_there_are_no_values_to_read(optimize):
+    network = Network().to("meta")
+    optimizer = WATCHED[optimize](sgd(network, momentum=0.9))
+    data = {task: torch.empty(8, 4, dtype=torch.float64, device="meta") for task in TASKS}
+    for step in range(5):
+        numbered_step(network, optimizer, step, absent=step if step == 2 else None, data=data)
+        for parameter in network.parameters():
+            assert parameter.grad is None or parameter.grad.is_meta
+    assert optimizer.diagnostics.gram.is_meta
+
+
+needs_cuda = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+@needs_cuda
+@pytest.mark.parametrize("optimize", WATCHED)
+def test_cuda_is_never_waited_for(optimize):
+    network = Network(torch.float32).cuda()
+    optimizer = WATCHED[optimize](sgd(network, momentum=0.9))
+    data = {task: network.inputs(task, 0).cuda() for task in TASKS}
+    numbered_step(network, optimizer, 0, data=data)
+    torch.cuda.synchronize()
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for step in range(1, 5):
+            numbered_step(network, optimizer, step, absent=step if step == 2 else None, data=data)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+
+
+@needs_cuda
+def test_a_cuda_graph_draws_a_new_order_at_every_replay():
+    network = Network(torch.float32).cuda()
+    base = torch.optim.SGD(network.parameters(), lr=0.0)
+    optimizer = PCGrad(base)
+    data = {task: network.inputs(task, 0).cuda() for task in TASKS}
+    stream = torch.cuda.Stream()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        for step in range(3):
+            numbered_step(network, optimizer, step, data=data)
+    torch.cuda.current_stream().wait_stream(stream)
+    rows = task_gradients_on(network, data)
+    optimizer.zero_grad()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        numbered_step(network, optimizer, 3, data=data)
+    for replay in range(8):
+        graph.replay()
+        update, _ = oracle.pcgrad(rows, projection_order(3, 0, 3 + replay))
+        assert_close(written_on_host(network.shared()), update, 1e-5)
+
+
+def task_gradients_on(network, data):
+    return np.stack(
+        [
+            torch.cat(
+                [
+                    grad.reshape(-1)
+                    for grad in torch.autograd.grad(
+                        network.loss(task, 0, data[task]), network.shared()
+                    )
+                ]
+            )
+            .double()
+            .cpu()
+            .numpy()
+            for task in TASKS
+        ]
+    )
+
+
+def written_on_host(parameters):
+    return torch.cat([p.grad.reshape(-1) for p in parameters]).double().cpu().numpy()
