@@ -7,7 +7,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from benchmarks.multitask_bert.tasks import TASKS
 
@@ -90,8 +90,8 @@ class Stage:
     tasks: tuple[str, ...] = ()
     trainable: str = "all"
     losses: Mapping[str, str] = field(default_factory=dict)
-    reduction: str = "mean"
-    scope: str = "all"
+    reduction: Literal["sum", "mean"] = "mean"
+    scope: Literal["shared", "all"] = "all"
 
 
 @dataclass(frozen=True)

@@ -43,17 +43,9 @@ from benchmarks.multitask_bert.metrics import (
 from benchmarks.multitask_bert.model import MultiTaskModel
 from benchmarks.multitask_bert.recipe import Recipe, RecipeError, Stage
 from benchmarks.multitask_bert.record import Record, environment
+from benchmarks.multitask_bert.schedule import make_loader, make_optimizer, steps_per_epoch
 from benchmarks.multitask_bert.tasks import TASKS
-from gradsurgery import (
-    Annealed,
-    LossSum,
-    MultiTaskLoader,
-    MultiTaskOptimizer,
-    PCGrad,
-    Proportional,
-    RoundRobin,
-    Sequential,
-)
+from gradsurgery import MultiTaskLoader
 
 LOG_EVERY = 10  # steps between two "train" events: the only moments that wait for the device
 EVALUATION_BATCH = 32
@@ -240,7 +232,7 @@ class Training:
             weight_decay=self.recipe.weight_decay,
             fused=True,
         )
-        self.optimizer = _optimizer(stage, base, tasks, self.plan.seed)
+        self.optimizer = make_optimizer(stage, base, tasks, self.plan.seed)
         loaders = {
             task: BatchLoader(
                 self.splits[task, "train"],
@@ -251,7 +243,7 @@ class Training:
             for task in tasks
         }
         self.tasks_per_step = len(tasks) if stage.sampling.name == "joint" else 1
-        self.loader: MultiTaskLoader[Batch] = _loader(stage, loaders, self.plan.seed)
+        self.loader: MultiTaskLoader[Batch] = make_loader(stage, loaders, self.plan.seed)
 
     def _train_epoch(self, stage: Stage, bar: Any, interrupted: Callable[[], bool]) -> bool:
         """The steps that are left of an epoch; ``False`` when interrupted before its end."""
@@ -448,49 +440,8 @@ class Training:
             lengths = [
                 -(-len(self.splits[task, "train"]) // stage.batch_size[task]) for task in tasks
             ]
-            total += stage.epochs * _steps_per_epoch(stage, lengths)
+            total += stage.epochs * steps_per_epoch(stage, lengths)
         return total if self.plan.max_steps is None else min(total, self.plan.max_steps)
-
-
-def _optimizer(
-    stage: Stage, base: torch.optim.Optimizer, tasks: tuple[str, ...], seed: int
-) -> MultiTaskOptimizer:
-    if stage.method == "pcgrad":
-        return PCGrad(
-            base,
-            tasks=tasks,
-            reduction="mean" if stage.reduction == "mean" else "sum",
-            scope="all" if stage.scope == "all" else "shared",
-            seed=seed,
-        )
-    return LossSum(base, tasks=tasks, monitor=len(tasks) > 1 and stage.sampling.name == "joint")
-
-
-def _steps_per_epoch(stage: Stage, lengths: list[int]) -> int:
-    """Optimizer steps an epoch, of the numbers of batches that the tasks have."""
-    sampling = stage.sampling
-    if sampling.name == "sequential":
-        return sum(lengths)
-    if sampling.num_batches is not None:
-        return sampling.num_batches
-    length = min(lengths) if sampling.epoch == "smallest" else max(lengths)
-    return length if sampling.name == "joint" else length * len(lengths)
-
-
-def _loader(stage: Stage, loaders: Mapping[str, BatchLoader], seed: int) -> MultiTaskLoader[Batch]:
-    """The tasks' batches in the order of the stage's sampler."""
-    sizes = {task: len(loader) for task, loader in loaders.items()}
-    name = stage.sampling.name
-    num_steps = _steps_per_epoch(stage, list(sizes.values()))
-    if name == "sequential":
-        return MultiTaskLoader(loaders, Sequential(sizes))
-    if name == "proportional":
-        return MultiTaskLoader(loaders, Proportional(sizes, num_steps=num_steps, seed=seed))
-    if name == "annealed":
-        sampler = Annealed(sizes, stage.epochs, num_steps=num_steps, seed=seed)
-        return MultiTaskLoader(loaders, sampler)
-    draws = num_steps * len(sizes) if name == "joint" else num_steps
-    return MultiTaskLoader(loaders, RoundRobin(sizes, num_steps=draws))
 
 
 @contextmanager
