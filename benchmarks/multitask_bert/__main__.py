@@ -1,8 +1,9 @@
-"""The command line: `run`, `report` and `list`."""
+"""The command line: `run`, `report`, `list` and `fetch`."""
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -41,7 +42,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(given)
     command: Callable[[argparse.Namespace, list[str]], int] = options.command
     try:
-        return command(options, given)
+        status = command(options, given)
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:
+        # Whoever read our output, such as `head`, has had enough of it.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, OSError) as error:
         print(f"error: {_one_line(error)}", file=sys.stderr)
         return REFUSED
@@ -139,6 +146,14 @@ def _parser() -> argparse.ArgumentParser:
         "list", help="every recipe with one line", description="Lists every recipe."
     )
     listing.set_defaults(command=_list)
+
+    fetching = commands.add_parser(
+        "fetch",
+        help="download the public data files",
+        description="Downloads the data files that DIR does not have yet; run it again to go on.",
+    )
+    fetching.set_defaults(command=_fetch)
+    fetching.add_argument("directory", type=Path, metavar="DIR")
     return parser
 
 
@@ -163,6 +178,14 @@ def _report(options: argparse.Namespace, given: list[str]) -> int:
     from benchmarks.multitask_bert.report import report
 
     print(report(options.directories, options.out))
+    return 0
+
+
+def _fetch(options: argparse.Namespace, given: list[str]) -> int:
+    from benchmarks.multitask_bert.fetch import describe, fetch
+
+    for path in fetch(options.directory):
+        print(describe(path))
     return 0
 
 
