@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -230,17 +231,29 @@ class GradientBuffer:
         for rows in self._row_sets:
             rows.reserve(self._most_tasks)
 
-    def __getstate__(self) -> dict[str, object]:
+    def layout(self) -> tuple[list[Tensor], int]:
+        """What decides where the next step's gradients lie, and so how its sums are rounded: the
+        parameters with a place in the rows, in order, and the number of rows."""
+        return [*self._home, *self._newly_shared], self._most_tasks
+
+    def restore(self, parameters: Iterable[Tensor], num_rows: int) -> None:
+        """Starts anew with the layout of another buffer."""
+        self.__init__(self.dtype)  # type: ignore[misc]
+        self._newly_shared = dict.fromkeys(parameters)
+        self._most_tasks = num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
         if self.slots:
             raise ValueError(
                 "optimizer: cannot be copied or pickled between a task block and step(), while it "
                 f"holds the gradients of {len(self.slots)} task(s); call step() or zero_grad() "
                 "first"
             )
-        return {"dtype": self.dtype}
+        return {"dtype": self.dtype, "layout": self.layout()}
 
-    def __setstate__(self, state: dict[str, torch.dtype | None]) -> None:
-        self.__init__(state["dtype"])  # type: ignore[misc]
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.dtype = state["dtype"]
+        self.restore(*state["layout"])
 
 
 class _Rows:

@@ -334,10 +334,14 @@ class MultiTaskOptimizer(Optimizer):
     def _own_state(self) -> dict[str, Any]:
         """What the wrapper itself must keep."""
         steps = self._num_steps if self._clock is None else int(self._clock)
+        places = {parameter: place for place, parameter in enumerate(self._parameters())}
+        in_rows, num_rows = self._buffer.layout()
         return {
             "tasks": list(self._names),
             "seed": self.seed,
             "num_steps": steps,
+            "in_rows": [places[parameter] for parameter in in_rows if parameter in places],
+            "num_rows": num_rows,
             "diagnostics": self.diagnostics.state_dict(),
         }
 
@@ -347,8 +351,9 @@ class MultiTaskOptimizer(Optimizer):
         self.seed = own["seed"]
         self._num_steps = own["num_steps"]
         self._clock = None
-        device = next(iter(self._parameters())).device
-        self.diagnostics.load_state_dict(own["diagnostics"], device)
+        parameters = list(self._parameters())
+        self._buffer.restore([parameters[place] for place in own["in_rows"]], own["num_rows"])
+        self.diagnostics.load_state_dict(own["diagnostics"], parameters[0].device)
 
     # What they have in common.
 

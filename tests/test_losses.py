@@ -30,6 +30,14 @@ SIGMOID_2 = 1 / (1 + math.exp(-2))
             [(SIGMOID_2 - 1) / 2, SIGMOID_2 / 2],
         ),
         ("mse", [1.0, 5.0], [2.0, 2.0], 5.0, [-1.0, 3.0]),
+        ("cosine-mse", [0.5, -0.25], [5.0, 2.5], 0.15625, [-0.5, -0.25]),
+        (
+            "cosine-embedding",
+            [0.25, 0.5, -0.5, 0.5],
+            [5.0, 2.5, 1.0, 2.6],
+            (0.75 + 0.5 + 0.0 + 0.5) / 4,
+            [-0.25, 0.25, 0.0, -0.25],
+        ),
     ],
 )
 def test_value_and_gradient(name, outputs, labels, value, gradient):

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
@@ -56,8 +56,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Refuses arguments in one line."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(REFUSED, f"error: {message}; see {self.prog} --help\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="python -m benchmarks.multitask_bert",
         description="minBERT on SST (sentiment), Quora (paraphrase) and STS (similarity): "
         "multi-task training with and without gradient surgery.",
@@ -95,7 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     run.add_argument(
         "--seed",
-        type=int,
+        type=_seed,
         default=FIRST_SEED,
         metavar="S",
         help=f"seed of the first run, the next ones count up (default {FIRST_SEED})",
@@ -158,10 +165,15 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"must be at least 1, got {number}")
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 1 << 32:
+        raise argparse.ArgumentTypeError(f"must be a whole number below 2**32, got {text!r}")
+    return int(text)
 
 
 def _list(options: argparse.Namespace, given: list[str]) -> int:
@@ -212,7 +224,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     from benchmarks.multitask_bert.corpora import load_corpus
     from benchmarks.multitask_bert.recipe import override
     from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, find
-    from benchmarks.multitask_bert.train import Plan
+    from benchmarks.multitask_bert.train import Plan, check_runnable
     from gradsurgery import __version__
 
     is_builtin = options.data == "synthetic"
@@ -226,6 +238,8 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     asked += options.set
     found = [find(id) for id in dict.fromkeys(options.recipes or SIDE_BY_SIDE)]
     recipes = [override(recipe, [*_settings(encoder, recipe), *asked]) for recipe in found]
+    for recipe, _ in recipes:
+        check_runnable(recipe)
     device = _device(options.device)
     _set_threads(options.threads or (1 if encoder == "tiny" else None))
     tasks = list(dict.fromkeys(task for recipe, _ in recipes for task in recipe.tasks))

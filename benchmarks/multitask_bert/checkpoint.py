@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
@@ -36,10 +37,11 @@ def load_model(path: Path, model: nn.Module) -> None:
 
 
 def save_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Writes the state of a run."""
+    """Writes the state of a run, after the checksum by which damage is found."""
     content = BytesIO()
     torch.save(dict(state), content)
-    write_whole(path, content.getvalue())
+    digest = hashlib.sha256(content.getvalue()).digest()
+    write_whole(path, _MAGIC + digest + content.getvalue())
 
 
 def load_state(path: Path) -> dict[str, Any]:
@@ -49,13 +51,23 @@ def load_state(path: Path) -> dict[str, Any]:
         RecordError: the file is missing or damaged.
     """
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged bytes surface as almost any type
+        content = path.read_bytes()
+        digest, body = content[len(_MAGIC) : _HEADER_BYTES], content[_HEADER_BYTES:]
+        if not content.startswith(_MAGIC) or hashlib.sha256(body).digest() != digest:
+            raise ValueError("other bytes than were written")
+        state = torch.load(BytesIO(body), map_location="cpu", weights_only=True)
+        if not isinstance(state, dict):
+            raise ValueError(f"a {type(state).__name__}")
+    except Exception as error:  # what torch.load refuses surfaces as almost any type
         raise RecordError(
             f"{path}: must be the state of an interrupted run, found {_first_line(error)}; "
             "remove the run folder and run again"
         ) from error
     return state
+
+
+_MAGIC = b"gradsurgery multitask_bert state 1\n"
+_HEADER_BYTES = len(_MAGIC) + hashlib.sha256().digest_size
 
 
 def random_states(device: torch.device) -> dict[str, Tensor]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from benchmarks.multitask_bert.data import Corpus, DataError, Split, read_split
-from benchmarks.multitask_bert.synthetic import make_corpus
+from benchmarks.multitask_bert.synthetic import SIZES, make_corpus
 from benchmarks.multitask_bert.tasks import TASKS
 
 # Rows of the smaller of the two published editions of the Quora split.
@@ -29,18 +30,18 @@ def load_corpus(
 
     >>> corpus = load_corpus("synthetic", ["sts"])
     >>> [(key, len(split.examples)) for key, split in corpus.splits.items()]
-    [(('sts', 'train'), 1600), (('sts', 'dev'), 400)]
+    [(('sts', 'train'), 4000), (('sts', 'dev'), 400)]
     """
     keys = [(task, split) for task in tasks for split in splits]
     if source == "synthetic":
-        corpus = make_corpus()
-        for task in tasks:
-            if not any(task == known for known, _ in corpus.splits):
+        for task, split in keys:
+            if (task, split) not in SIZES:
                 raise DataError(
-                    f"data: the built-in corpus has sst, quora and sts, found task {task!r};"
-                    " give a folder with its files"
+                    "data: the built-in corpus has train, dev and test of sst, quora and sts,"
+                    f" found {task} {split}; give a folder with its files"
                 )
-        return Corpus(corpus.name, corpus.notice, {key: corpus.splits[key] for key in keys})
+        corpus = make_corpus()
+        return replace(corpus, splits={key: corpus.splits[key] for key in keys})
     if not Path(source).is_dir():
         raise DataError(f"{source}: must be a folder with the data files, found none; check it")
     read = {(task, split): read_split(source, task, split) for task, split in keys}

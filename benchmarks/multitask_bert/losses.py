@@ -50,8 +50,36 @@ def mean_squared_error(
     return F.mse_loss(outputs, labels.to(outputs.dtype))
 
 
+def cosine_regression(
+    outputs: Tensor,  # [B] cosines
+    labels: Tensor,  # [B] scores, 0 to 5
+) -> Tensor:  # []
+    """Mean squared error of a cosine, against the score brought to the range -1 to 1.
+
+    Example:
+        >>> cosine_regression(torch.tensor([1.0, 0.0]), torch.tensor([5.0, 5.0])).item()
+        0.5
+    """
+    return F.mse_loss(outputs, labels.to(outputs.dtype) / 2.5 - 1)
+
+
+def cosine_embedding(
+    outputs: Tensor,  # [B] cosines
+    labels: Tensor,  # [B] scores, 0 to 5
+) -> Tensor:  # []
+    """Draws pairs with a score above 2.5 together, and pushes the others to a cosine of at most 0.
+
+    Example:
+        >>> cosine_embedding(torch.tensor([0.5, 0.5, -0.5]), torch.tensor([4.0, 1.0, 0.0])).item()
+        0.3333333432674408
+    """
+    return torch.where(labels > 2.5, 1 - outputs, outputs.clamp_min(0)).mean()
+
+
 LOSSES: Mapping[str, Loss] = {
     "cross-entropy": cross_entropy,
     "bce": binary_cross_entropy,
     "mse": mean_squared_error,
+    "cosine-mse": cosine_regression,
+    "cosine-embedding": cosine_embedding,
 }

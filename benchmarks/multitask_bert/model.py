@@ -30,10 +30,7 @@ class MultiTaskModel(nn.Module):
         self.encoder = encoder
         self.pooling = recipe.pooling
         self.pairs = dict(recipe.pairs)
-        width = encoder.config.hidden_size
-        self.heads = nn.ModuleDict(
-            {name: _head(TASKS[name], recipe, width) for name in recipe.tasks}
-        )
+        self.heads = make_heads(recipe, encoder.config.hidden_size)
         self.outputs = {name: recipe.heads[name].output for name in recipe.tasks}
 
     def forward(self, batch: Batch) -> Tensor:  # [B] or [B, C]
@@ -79,6 +76,15 @@ class MultiTaskModel(nn.Module):
         return u, v
 
 
+def make_heads(recipe: Recipe, width: int) -> nn.ModuleDict:
+    """The layers of every task's head, for embeddings of a width.
+
+    Raises:
+        RecipeError: a head that cannot follow its pair encoding.
+    """
+    return nn.ModuleDict({name: _head(TASKS[name], recipe, width) for name in recipe.tasks})
+
+
 def _similarity(output: str, u: Tensor, v: Tensor) -> Tensor:  # [B, D], [B, D] -> [B, 1]
     """Similarity of two embeddings, one number a pair."""
     if output == "dot":
@@ -89,15 +95,15 @@ def _similarity(output: str, u: Tensor, v: Tensor) -> Tensor:  # [B, D], [B, D] 
     return similarity.unsqueeze(-1)
 
 
-_SIMILARITIES = ("dot", "cos", "relu-cos-5")
+_SIMILARITIES = {"siamese-dot": ("dot",), "siamese-cos": ("cos", "relu-cos-5")}
 
 
 def _head(task: Task, recipe: Recipe, width: int) -> nn.Sequential:
     """The layers of a task's head."""
     head: Head = recipe.heads[task.name]
     pair = recipe.pairs.get(task.name, "") if task.is_pair else ""
-    compares = pair in ("siamese-dot", "siamese-cos")
-    supported = _SIMILARITIES if compares else ("none",)
+    compares = pair in _SIMILARITIES
+    supported = _SIMILARITIES.get(pair, ("none",))
     if head.output not in supported:
         raise RecipeError(
             f"recipe {recipe.id}: heads.{task.name}.output must be one of {', '.join(supported)} "
@@ -112,7 +118,7 @@ def _head(task: Task, recipe: Recipe, width: int) -> nn.Sequential:
             layers.append(nn.Dropout(recipe.head_dropout))
         elif kind == "relu" and not size:
             layers.append(nn.ReLU())
-        elif kind == "linear" and (size in widths or size.isdecimal()):
+        elif kind == "linear" and (size in widths or (size.isdecimal() and int(size) > 0)):
             target = widths[size] if size in widths else int(size)
             layers.append(nn.Linear(current, target))
             current = target

@@ -16,11 +16,15 @@ from benchmarks.multitask_bert.tasks import TASKS
 PAIR_ENCODINGS = ("joint-raw-ids", "joint-sep", "siamese-concat", "siamese-dot", "siamese-cos")
 POOLINGS = ("pooler", "cls", "mean")
 OUTPUTS = ("none", "dot", "cos", "relu-cos-5", "cos-5", "tanh-scaled")
-LOSSES = ("cross-entropy", "bce", "mse", "cosine-mse", "cosine-embedding", "mnr")
+LOSSES = {
+    "classes": ("cross-entropy",),
+    "binary": ("bce",),
+    "score": ("mse", "cosine-mse", "cosine-embedding", "mnr"),
+}
 METHODS = ("none", "loss-sum", "pcgrad")
 SAMPLINGS = ("joint", "round-robin", "proportional", "annealed", "sequential")
 EPOCHS = ("smallest", "largest", "batches")
-SELECTIONS = ("mean", "normalised", "last", *TASKS)
+SELECTIONS = ("mean", "normalised", "last")  # or one of the recipe's tasks
 
 
 class RecipeError(ValueError):
@@ -197,23 +201,34 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
         >>> recipe.stages[0].lr, changes
         (2e-05, ['lr set to 2e-05 (recipe: 1e-05)'])
     """
-    fields = recipe.to_dict()
-    deviations = []
+    original, fields = recipe.to_dict(), recipe.to_dict()
+    paths: dict[str, None] = {}
     for setting in settings:
         path, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: must be FIELD=VALUE, found no '='")
-        value = _parsed(text)
         keys = path.split(".")
         if keys[0] in ("id", "description", "assumed", "tasks"):
             raise RecipeError(f"--set {path}: names the recipe and cannot be set")
-        in_stages = keys[0] not in fields and keys[0] in fields["stages"][0]
-        places = fields["stages"] if in_stages else [fields]
-        before = [_set(place, keys, value, setting) for place in places]
-        if any(old != value for old in before):
-            old = ", ".join(dict.fromkeys(_text(b) for b in before))
-            deviations.append(f"{path} set to {_text(value)} (recipe: {old})")
+        for place in _places(fields, keys[0]):
+            _set(place, keys, _parsed(text), setting)
+        paths[path] = None
+    deviations = []
+    for path in paths:
+        keys = path.split(".")
+        before, after = (
+            ", ".join(dict.fromkeys(_text(_get(place, keys)) for place in _places(each, keys[0])))
+            for each in (original, fields)
+        )
+        if before != after:
+            deviations.append(f"{path} set to {after} (recipe: {before})")
     return Recipe.from_dict(fields), deviations
+
+
+def _places(fields: dict[str, Any], key: str) -> list[Any]:
+    """Where a field is: in the recipe, or in each of its stages."""
+    in_stages = key not in fields and key in fields["stages"][0]
+    return fields["stages"] if in_stages else [fields]
 
 
 def _parsed(text: str) -> Any:
@@ -225,12 +240,21 @@ def _parsed(text: str) -> Any:
 
 def _text(value: Any) -> str:
     if isinstance(value, dict):
-        return ", ".join(f"{key} {_text(each)}" for key, each in value.items())
+        texts = {key: _text(each) for key, each in value.items()}
+        same = set(texts.values())
+        return same.pop() if len(same) == 1 else ", ".join(f"{k} {v}" for k, v in texts.items())
     return str(value)
 
 
-def _set(place: Any, keys: Sequence[str], value: Any, setting: str) -> Any:
-    """Sets one entry of nested dictionaries and lists in place; returns what it was."""
+def _get(place: Any, keys: Sequence[str]) -> Any:
+    """An entry of nested dictionaries and lists."""
+    for key in keys:
+        place = place[int(key) if isinstance(place, list) else key]
+    return place
+
+
+def _set(place: Any, keys: Sequence[str], value: Any, setting: str) -> None:
+    """Sets one entry of nested dictionaries and lists in place."""
     for depth, key in enumerate(keys):
         entries = dict(enumerate(place)) if isinstance(place, list) else place
         known = {str(name): name for name in entries} if isinstance(entries, dict) else {}
@@ -246,10 +270,8 @@ def _set(place: Any, keys: Sequence[str], value: Any, setting: str) -> Any:
         if any(isinstance(each, (dict, list)) for each in old.values()):
             raise RecipeError(f"--set {setting}: set one of its fields, {', '.join(old)}")
         place[index] = {key: _like(each, value, setting) for key, each in old.items()}
-        same = set(old.values())
-        return same.pop() if len(same) == 1 else old
-    place[index] = _like(old, value, setting)
-    return old
+    else:
+        place[index] = _like(old, value, setting)
 
 
 def _like(old: Any, value: Any, setting: str) -> Any:
@@ -261,6 +283,10 @@ def _like(old: Any, value: Any, setting: str) -> Any:
             f"--set {setting}: must be of type {type(old).__name__}, like {old!r}, got {value!r}"
         )
     return value
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def _check(recipe: Recipe) -> None:
@@ -275,17 +301,25 @@ def _check(recipe: Recipe) -> None:
 
     check(len(recipe.tasks) > 0, "tasks", "at least one", recipe.tasks)
     check_choice("pooling", recipe.pooling, POOLINGS)
-    check_choice("selection", recipe.selection, SELECTIONS)
+    check_choice("selection", recipe.selection, (*SELECTIONS, *recipe.tasks))
     check(0 <= recipe.head_dropout < 1, "head_dropout", "in [0, 1)", recipe.head_dropout)
     check(0 <= recipe.encoder_dropout < 1, "encoder_dropout", "in [0, 1)", recipe.encoder_dropout)
     check(recipe.max_length >= 8, "max_length", "at least 8", recipe.max_length)
     check(recipe.weight_decay >= 0, "weight_decay", "at least 0", recipe.weight_decay)
     check(recipe.eps > 0, "eps", "above 0", recipe.eps)
-    check(recipe.grad_clip is None or recipe.grad_clip > 0, "grad_clip", "> 0", recipe.grad_clip)
+    clip = recipe.grad_clip
+    check(clip is None or (_is_number(clip) and clip > 0), "grad_clip", "a number above 0", clip)
+    betas = recipe.betas
+    valid = len(betas) == 2 and all(_is_number(beta) and 0 <= beta < 1 for beta in betas)
+    check(valid, "betas", "two numbers in [0, 1)", betas)
     for task in recipe.tasks:
         check_choice("tasks", task, list(TASKS))
         check(task in recipe.heads, "heads", f"given for {task}", list(recipe.heads))
-        check_choice(f"losses.{task}", recipe.losses.get(task, "missing"), LOSSES)
+        kind = TASKS[task].kind
+        check_choice(f"losses.{task}", recipe.losses.get(task, "missing"), LOSSES[kind])
+        layers = recipe.heads[task].layers
+        strings = all(isinstance(layer, str) for layer in layers)
+        check(strings, f"heads.{task}.layers", "a list of texts", layers)
         check_choice(f"heads.{task}.output", recipe.heads[task].output, OUTPUTS)
         if TASKS[task].is_pair:
             check_choice(f"pairs.{task}", recipe.pairs.get(task, "missing"), PAIR_ENCODINGS)
@@ -302,9 +336,14 @@ def _check(recipe: Recipe) -> None:
         check(stage.lr > 0, f"{where}.lr", "above 0", stage.lr)
         counted = stage.sampling.epoch == "batches"
         num_batches = stage.sampling.num_batches
-        valid = num_batches is not None and num_batches >= 1 if counted else num_batches is None
-        check(valid, f"{where}.sampling.num_batches", "given with epoch=batches alone", num_batches)
+        valid = (
+            isinstance(num_batches, int) and num_batches >= 1 if counted else num_batches is None
+        )
+        rule = "a whole number, with epoch=batches alone"
+        check(valid, f"{where}.sampling.num_batches", rule, num_batches)
         for task in stage.tasks or recipe.tasks:
             check(task in recipe.tasks, f"{where}.tasks", "tasks of the recipe", task)
+            loss = stage.losses.get(task, recipe.losses[task])
+            check_choice(f"{where}.losses.{task}", loss, LOSSES[TASKS[task].kind])
             size = stage.batch_size.get(task, 0)
             check(size >= 1, f"{where}.batch_size.{task}", "at least 1", size)

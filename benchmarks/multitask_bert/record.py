@@ -56,12 +56,17 @@ class Record:
         """
         path = self.folder / name
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise RecordError(
                 f"{path}: must be readable JSON, found {type(error).__name__}; "
                 "remove the run folder and run again"
             ) from error
+        if not isinstance(content, dict):
+            raise RecordError(
+                f"{path}: must be a JSON object, found a {type(content).__name__}; "
+                "remove the run folder and run again"
+            )
         return content
 
     def append(self, event: Mapping[str, Any]) -> None:
@@ -71,19 +76,41 @@ class Record:
             file.write(json.dumps(event) + "\n")
 
     def truncate(self, num_bytes: int) -> None:
-        """Forgets what was measured after a checkpoint was written."""
+        """Forgets what was measured after a checkpoint was written.
+
+        Raises:
+            RecordError: the file is shorter than it was then.
+        """
         path = self.folder / "metrics.jsonl"
+        if self.metrics_bytes < num_bytes:
+            raise RecordError(
+                f"{path}: must hold the {num_bytes} bytes of when the state was saved, found "
+                f"{self.metrics_bytes}; remove the run folder and run again"
+            )
         if path.exists():
             os.truncate(path, num_bytes)
 
     def events(self) -> Iterable[dict[str, Any]]:
+        """The whole lines of ``metrics.jsonl``.
+
+        Raises:
+            RecordError: a line is no event.
+        """
         path = self.folder / "metrics.jsonl"
         if not path.exists():
             return
-        with path.open(encoding="utf-8") as file:
-            for line in file:
-                if line.endswith("\n"):
-                    yield json.loads(line)
+        for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+            if line.endswith(b"\n"):
+                try:
+                    event = json.loads(line)
+                except ValueError:
+                    event = None
+                if not isinstance(event, dict) or "event" not in event:
+                    raise RecordError(
+                        f"{path}: line {number} must be an event, found something else; "
+                        "remove the run folder and run again"
+                    )
+                yield event
 
     def write_predictions(
         self, task: str, split: str, rows: Iterable[tuple[str, float, float | None]]

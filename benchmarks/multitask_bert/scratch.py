@@ -20,7 +20,7 @@ def settings(recipe: Recipe) -> list[str]:
     return [
         "lr=2e-3",
         "batch_size=32",
-        "epochs=20",
+        "epochs=8",
         "encoder_dropout=0.0",
         "head_dropout=0.1",
         "pooling=mean",

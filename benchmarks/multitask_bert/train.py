@@ -40,9 +40,9 @@ from benchmarks.multitask_bert.metrics import (
     overall_mean,
     overall_normalised,
 )
-from benchmarks.multitask_bert.model import MultiTaskModel
+from benchmarks.multitask_bert.model import MultiTaskModel, make_heads
 from benchmarks.multitask_bert.recipe import Recipe, RecipeError, Stage
-from benchmarks.multitask_bert.record import Record, environment
+from benchmarks.multitask_bert.record import Record, RecordError, environment
 from benchmarks.multitask_bert.schedule import make_loader, make_optimizer, steps_per_epoch
 from benchmarks.multitask_bert.tasks import TASKS
 from gradsurgery import MultiTaskLoader
@@ -122,6 +122,33 @@ def run(plan: Plan, *, resume: bool = False) -> bool:
     return complete
 
 
+def check_runnable(recipe: Recipe) -> None:
+    """Refuses what this version cannot run, before anything is read or written.
+
+    Raises:
+        RecipeError: a regulariser, a loss, or a head that cannot follow its pair encoding.
+    """
+    if recipe.regularisers:
+        names = ", ".join(regulariser.name for regulariser in recipe.regularisers)
+        raise RecipeError(f"recipe {recipe.id}: regularisers cannot be run yet, found {names}")
+    for losses in (recipe.losses, *(stage.losses for stage in recipe.stages)):
+        for task, loss in losses.items():
+            if loss not in LOSSES:
+                raise RecipeError(
+                    f"recipe {recipe.id}: losses.{task} must be one of {', '.join(LOSSES)} in this "
+                    f"version, got {loss!r}"
+                )
+    with torch.device("meta"):
+        heads = make_heads(recipe, width=8)
+    for number, stage in enumerate(recipe.stages):
+        for task in stage.tasks or recipe.tasks:
+            if stage.trainable == "heads" and not any(True for _ in heads[task].parameters()):
+                raise RecipeError(
+                    f"recipe {recipe.id}: stages.{number}.tasks must have heads to train, found "
+                    f"{task}, whose head has no parameters; leave it out of the stage"
+                )
+
+
 class Training:
     """The moving parts of a run.
 
@@ -131,15 +158,7 @@ class Training:
 
     def __init__(self, plan: Plan) -> None:
         recipe = plan.recipe
-        if recipe.regularisers:
-            names = ", ".join(r.name for r in recipe.regularisers)
-            raise RecipeError(f"recipe {recipe.id}: regularisers cannot be run yet, found {names}")
-        for task in recipe.tasks:
-            if recipe.losses[task] not in LOSSES:
-                raise RecipeError(
-                    f"recipe {recipe.id}: losses.{task} must be one of {', '.join(LOSSES)} in this "
-                    f"version, got {recipe.losses[task]!r}"
-                )
+        check_runnable(recipe)
         self.plan = plan
         self.recipe = recipe
         self.record = Record(plan.folder)
@@ -152,6 +171,12 @@ class Training:
             for task in recipe.tasks
             for split in ("train", "dev")
         }
+        longest = max(int(split.lengths.max()) for split in self.splits.values())
+        if longest > encoder.config.max_positions:
+            raise RecipeError(
+                f"recipe {recipe.id}: max_length must be <= {encoder.config.max_positions} for "
+                f"this encoder, got {recipe.max_length} and an input of {longest} tokens"
+            )
         self._begin_stage()
 
     def describe_data(self) -> None:
@@ -203,21 +228,38 @@ class Training:
                 "optimizer": self.optimizer.state_dict(),
                 "loader": self.loader.state_dict(),
                 "random": random_states(self.plan.device),
+                "loss_sums": self._loss_sums,
+                "loss_counts": self._loss_counts,
                 "metrics_bytes": self.record.metrics_bytes,
             },
         )
 
     def load(self) -> None:
         """Takes up the state that :meth:`save` wrote."""
-        state = load_state(self.record.folder / "state" / "state.pt")
+        path = self.record.folder / "state" / "state.pt"
+        state = load_state(path)
+        try:
+            self._take(state)
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise RecordError(
+                f"{path}: must be the state of this recipe's run, found another "
+                f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
+                "remove the run folder and run again"
+            ) from error
+        self.record.truncate(state["metrics_bytes"])
+
+    def _take(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
         self.model.load_state_dict(state["model"])
         if self.progress.stage < len(self.recipe.stages):
             self._begin_stage()
             self.optimizer.load_state_dict(state["optimizer"])
             self.loader.load_state_dict(state["loader"])
+        self._loss_sums.update(
+            {task: total.to(self.plan.device) for task, total in state["loss_sums"].items()}
+        )
+        self._loss_counts.update(state["loss_counts"])
         set_random_states(state["random"], self.plan.device)
-        self.record.truncate(state["metrics_bytes"])
 
     def _begin_stage(self) -> None:
         stage = self.recipe.stages[self.progress.stage]
@@ -244,6 +286,9 @@ class Training:
         }
         self.tasks_per_step = len(tasks) if stage.sampling.name == "joint" else 1
         self.loader: MultiTaskLoader[Batch] = make_loader(stage, loaders, self.plan.seed)
+        # Of the batches since the last "train" event, on the device until that event is written.
+        self._loss_sums: dict[str, Tensor] = {}
+        self._loss_counts: dict[str, int] = {}
 
     def _train_epoch(self, stage: Stage, bar: Any, interrupted: Callable[[], bool]) -> bool:
         """The steps that are left of an epoch; ``False`` when interrupted before its end."""
@@ -251,8 +296,6 @@ class Training:
         self.loader.set_epoch(progress.epoch)
         draws = iter(self.loader)
         losses = dict(stage.losses)
-        sums: dict[str, Tensor] = {}
-        counts: dict[str, int] = {}
         started = time.perf_counter()
 
         def clock() -> None:
@@ -277,8 +320,9 @@ class Training:
                     name = losses.get(task, self.recipe.losses[task])
                     loss = LOSSES[name](outputs.float(), moved.labels)
                     loss.backward()
-                sums[task] = sums.get(task, torch.zeros((), device=loss.device)) + loss.detach()
-                counts[task] = counts.get(task, 0) + 1
+                total = self._loss_sums.get(task)
+                self._loss_sums[task] = loss.detach() if total is None else total + loss.detach()
+                self._loss_counts[task] = self._loss_counts.get(task, 0) + 1
                 progress.samples += len(batch)
             if self.recipe.grad_clip is not None:
                 self.optimizer.surgery()
@@ -287,10 +331,14 @@ class Training:
             progress.step += 1
             bar.update()
             if progress.step % LOG_EVERY == 0 or self._is_at_limit():
-                means = {task: float(total) / counts[task] for task, total in sums.items()}
+                means = {
+                    task: float(total) / self._loss_counts[task]
+                    for task, total in self._loss_sums.items()
+                }
                 clock()
                 self._log(means, bar)
-                sums, counts = {}, {}
+                self._loss_sums.clear()
+                self._loss_counts.clear()
         clock()
         return True
 
