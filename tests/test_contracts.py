@@ -829,6 +829,10 @@ class Interrupted(Exception):  # noqa: N818, it stands for any exception
     """Raised by the user's own code."""
 
 
+def interrupt(loss):
+    raise Interrupted
+
+
 def fail_after_backward(loss):
     loss.backward()
     raise Interrupted
@@ -848,11 +852,9 @@ def test_an_exception_in_a_block_leaves_what_was_and_the_block_usable(wrapper, n
     # A plain sum is autograd's own accumulation, which nothing takes back.
     is_plain = wrapper == "loss-sum" or (wrapper == "pcgrad-every-3" and num_steps < 2)
     for task in ("b", "a"):
+        fail = interrupt if is_plain else fail_after_backward
         with pytest.raises(Interrupted), optimizer.task(task):
-            loss = model.loss(task, 50)
-            if is_plain:
-                raise Interrupted
-            fail_after_backward(loss)
+            fail(model.loss(task, 50))
         assert_identical(snapshot(model, optimizer), before)
     for network, stepper in ((model, optimizer), (twin, twin_optimizer)):
         run_blocks(network, stepper, num_steps, ("b", "c"))

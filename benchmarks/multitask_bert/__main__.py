@@ -1,4 +1,4 @@
-"""The command line: `run`, `report`, `list` and `fetch`."""
+"""The command line: `run`, `report`, `analyze`, `list` and `fetch`."""
 
 from __future__ import annotations
 
@@ -149,6 +149,23 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where to write; default: the first DIR"
     )
 
+    analyze = commands.add_parser(
+        "analyze",
+        help="where finished runs go wrong",
+        description="Makes analysis.md and plots/*.png of each finished run. The files quote texts "
+        "of the data.",
+    )
+    analyze.set_defaults(command=_analyze)
+    analyze.add_argument(
+        "runs", nargs="+", type=Path, metavar="RUN", help="run folders, or folders that hold them"
+    )
+    analyze.add_argument(
+        "--data", metavar="DIR", help="where the runs' data are now; default: where they were"
+    )
+    analyze.add_argument(
+        "--out", type=Path, metavar="DIR", help="where to write; default: each run's own folder"
+    )
+
     listing = commands.add_parser(
         "list", help="every recipe with one line", description="Lists every recipe."
     )
@@ -190,6 +207,13 @@ def _report(options: argparse.Namespace, given: list[str]) -> int:
     from benchmarks.multitask_bert.report import report
 
     print(report(options.directories, options.out))
+    return 0
+
+
+def _analyze(options: argparse.Namespace, given: list[str]) -> int:
+    from benchmarks.multitask_bert.analysis import analyze_all
+
+    print(analyze_all(options.runs, options.data, options.out))
     return 0
 
 

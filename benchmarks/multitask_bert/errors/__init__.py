@@ -1,0 +1,1 @@
+"""Where a run goes wrong: features of texts, exact tests, and the pages made of them."""
