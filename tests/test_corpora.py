@@ -69,10 +69,10 @@ def test_a_quora_split_that_is_not_the_published_one_is_called_so(folder):
 
 
 def test_what_a_source_does_not_have_is_refused(folder):
-    with pytest.raises(
-        DataError, match=r"built-in corpus has .*, found cfimdb train; give a folder"
-    ):
-        load_corpus("synthetic", ["sst", "cfimdb"])
+    with pytest.raises(DataError, match="split must be one of train, dev, test, found 'all'"):
+        load_corpus("synthetic", ["sst"], ["all"])
+    with pytest.raises(DataError, match=r"task must be one of .*, found 'squad'"):
+        load_corpus("synthetic", ["squad"])
     with pytest.raises(DataError, match="must be a folder"):
         load_corpus(str(folder / "nowhere"), ["sst"])
     with pytest.raises(DataError, match=r"sts-train\.csv: cannot be read"):

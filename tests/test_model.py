@@ -269,7 +269,7 @@ def test_dropout_acts_in_training_alone():
     [
         ({"pair": "siamese-cos"}, "heads.sts.output"),
         ({"pair": "siamese-dot"}, "heads.sts.output"),
-        ({"pair": "siamese-cos", "sts": Head((), "cos-5")}, "heads.sts.output"),
+        ({"pair": "siamese-cos", "sts": Head((), "dot")}, "heads.sts.output"),
         ({"pair": "joint-sep", "sts": Head((), "relu-cos-5")}, "heads.sts.output"),
         ({"pair": "siamese-concat", "sts": Head((), "cos")}, "heads.sts.output"),
         ({"sst": Head(("linear:out",), "dot")}, "heads.sst.output"),

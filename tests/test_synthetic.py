@@ -135,8 +135,8 @@ def test_dev_does_not_depend_on_the_size_of_train():
 
 
 def test_unknown_tasks_are_refused():
-    with pytest.raises(ValueError, match=r"such as \('sst', 'dev'\), found \('cfimdb', 'dev'\)"):
-        make_corpus(0, {("cfimdb", "dev"): 1})
+    with pytest.raises(ValueError, match=r"such as \('sst', 'dev'\), found \('squad', 'dev'\)"):
+        make_corpus(0, {("squad", "dev"): 1})
 
 
 def test_more_than_the_grammar_can_write_is_refused(monkeypatch):

@@ -729,7 +729,7 @@ def test_config_and_environment(tmp_path):
         (lambda: make_recipe(make_stage(losses={"sts": "mnr"})), "losses.sts"),
         (lambda: make_recipe(make_stage(), make_stage(losses={"sts": "mnr"})), "losses.sts"),
         (
-            lambda: make_recipe(regularisers=(Regulariser("smart", {"weight": 1.0}),)),
+            lambda: make_recipe(regularisers=(Regulariser("smart", {"strength": 1.0}),)),
             "regularisers",
         ),
         (

@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from benchmarks.multitask_bert.train import Plan
 
 FIRST_SEED = 11711
-INTERRUPTED = 130
+FAILED = 1
 REFUSED = 2
+INTERRUPTED = 130
 
 _RUN_EPILOG = """\
 examples:
@@ -83,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         "recipes",
         nargs="*",
         metavar="RECIPE",
-        help="ids from `list`; default: loss sum and PCGrad side by side",
+        help="ids from `list` or patterns such as 'benton/*'; default: loss sum and PCGrad side "
+        "by side",
     )
     run.add_argument(
         "--data",
@@ -170,6 +172,9 @@ def _parser() -> argparse.ArgumentParser:
         "list", help="every recipe with one line", description="Lists every recipe."
     )
     listing.set_defaults(command=_list)
+    listing.add_argument(
+        "--long", action="store_true", help="with the fields that its report does not state"
+    )
 
     fetching = commands.add_parser(
         "fetch",
@@ -200,6 +205,8 @@ def _list(options: argparse.Namespace, given: list[str]) -> int:
     width = max(map(len, recipes))
     for recipe in recipes.values():
         print(f"{recipe.id:{width}}  {recipe.description}")
+        if options.long:
+            print(f"{'':{width}}  assumed: {', '.join(recipe.assumed)}")
     return 0
 
 
@@ -230,15 +237,29 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
 
     plans = _plans(options, given)
     print(plans[0].corpus.notice, flush=True)
+    failed = []
     for plan in plans:
+        name = f"{plan.recipe.id} seed {plan.seed}"
         if options.resume and _is_complete(plan):
-            print(f"{plan.recipe.id} seed {plan.seed}: complete, left as it is")
-        elif not run(plan, resume=options.resume):
+            print(f"{name}: complete, left as it is")
+            continue
+        try:
+            is_complete = run(plan, resume=options.resume)
+        except (ValueError, OSError, RuntimeError) as error:
+            if len(plans) == 1:
+                raise
+            failed.append(name)
+            print(f"error: {name}: {_one_line(error)}", file=sys.stderr)
+            continue
+        if not is_complete:
             print(
                 f"interrupted: {plan.folder} can be continued with the same command and --resume",
                 file=sys.stderr,
             )
             return INTERRUPTED
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+        return FAILED
     print(f"done: for tables and plots, python -m benchmarks.multitask_bert report {options.out}")
     return 0
 
@@ -247,7 +268,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     """What the command asks for, all of it checked before anything is written."""
     from benchmarks.multitask_bert.corpora import load_corpus
     from benchmarks.multitask_bert.recipe import override
-    from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, find
+    from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, find_all
     from benchmarks.multitask_bert.train import Plan, check_runnable
     from gradsurgery import __version__
 
@@ -260,7 +281,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
         )
     asked = [] if options.epochs is None else [f"epochs={options.epochs}"]
     asked += options.set
-    found = [find(id) for id in dict.fromkeys(options.recipes or SIDE_BY_SIDE)]
+    found = find_all(options.recipes or SIDE_BY_SIDE)
     recipes = [override(recipe, [*_settings(encoder, recipe), *asked]) for recipe in found]
     for recipe, _ in recipes:
         check_runnable(recipe)
@@ -268,6 +289,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     _set_threads(options.threads or (1 if encoder == "tiny" else None))
     tasks = list(dict.fromkeys(task for recipe, _ in recipes for task in recipe.tasks))
     corpus = load_corpus(options.data, tasks)
+    _make_encoder(encoder, recipes[0][0])  # a checkpoint that cannot be used is refused here
     tokenized: dict[Any, Any] = {}
     plans = []
     for recipe, deviations in recipes:

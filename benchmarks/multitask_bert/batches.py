@@ -141,6 +141,12 @@ class TokenizedSplit:
         """The number of tokens of each example."""
         return torch.stack([ragged.lengths for ragged in self._sequences]).sum(0)
 
+    def at_least(self, label: float) -> Tensor:  # [M] int64
+        """The positions of the examples with that label or a larger one."""
+        if label == -math.inf:
+            return torch.arange(len(self), device="cpu")
+        return (self._labels >= label).nonzero().squeeze(-1)
+
     def batch(self, indices: Tensor) -> Batch:
         """The examples at some positions, padded to the longest of them.
 
@@ -171,6 +177,7 @@ class BatchLoader:
         shuffle: a new order each epoch, else that of the split.
         seed: of the orders, together with the epoch.
         drop_last: leave out a last batch that is not full.
+        min_label: leave out the examples with a smaller label.
 
     Raises:
         ValueError: ``batch_size`` is below 1, or no batch is left.
@@ -184,11 +191,18 @@ class BatchLoader:
         shuffle: bool,
         seed: int = 0,
         drop_last: bool = False,
+        min_label: float = -math.inf,
     ) -> None:
         _check_batch_size(batch_size)
-        if drop_last and len(tokenized) < batch_size:
+        self._indices = tokenized.at_least(min_label)
+        if not len(self._indices):
             raise ValueError(
-                f"batch_size must be <= {len(tokenized)}, the number of examples, for drop_last,"
+                f"min_label must leave an example of {tokenized.split.task}, found none of at least"
+                f" {min_label}; lower it"
+            )
+        if drop_last and len(self._indices) < batch_size:
+            raise ValueError(
+                f"batch_size must be <= {len(self._indices)}, the examples left, for drop_last,"
                 f" found {batch_size}; lower it"
             )
         self.tokenized = tokenized
@@ -199,7 +213,7 @@ class BatchLoader:
         self.epoch = 0
 
     def __len__(self) -> int:
-        num_full, rest = divmod(len(self.tokenized), self.batch_size)
+        num_full, rest = divmod(len(self._indices), self.batch_size)
         return num_full + (rest > 0 and not self.drop_last)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -212,26 +226,31 @@ class BatchLoader:
 
     def _order(self) -> Tensor:  # [N] int64
         if not self.shuffle:
-            return torch.arange(len(self.tokenized), device="cpu")
+            return self._indices
         # A hash, not seed + epoch: epoch 1 of seed 0 must not repeat epoch 0 of seed 1.
         # Four bytes are all that torch's CPU generator uses of a seed.
         digest = hashlib.blake2b(f"{self.seed} {self.epoch}".encode(), digest_size=4).digest()
         generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
-        return torch.randperm(len(self.tokenized), generator=generator, device="cpu")
+        places = torch.randperm(len(self._indices), generator=generator, device="cpu")
+        return self._indices[places]
 
 
-def evaluation_batches(tokenized: TokenizedSplit, batch_size: int) -> Iterator[Batch]:
+def evaluation_batches(
+    tokenized: TokenizedSplit, batch_size: int, num_batches: int | None = None
+) -> Iterator[Batch]:
     """Every example once, the longest first: little padding, and memory runs out at once or never.
 
     Args:
         tokenized: where the examples are.
         batch_size: of every batch but the last, which may be smaller.
+        num_batches: so many batches' worth of the first examples of the split, instead of all.
 
     Raises:
         ValueError: ``batch_size`` is below 1.
     """
     _check_batch_size(batch_size)
-    order = tokenized.lengths.argsort(descending=True, stable=True)
+    number = len(tokenized) if num_batches is None else num_batches * batch_size
+    order = tokenized.lengths[:number].argsort(descending=True, stable=True)
     return map(tokenized.batch, order.split(batch_size))
 
 

@@ -6,8 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from benchmarks.multitask_bert.data import Corpus, DataError, Split, read_split
-from benchmarks.multitask_bert.synthetic import SIZES, make_corpus
+from benchmarks.multitask_bert.data import (
+    Corpus,
+    DataError,
+    Split,
+    check_names,
+    read_split,
+)
+from benchmarks.multitask_bert.synthetic import make_corpus
 from benchmarks.multitask_bert.tasks import TASKS
 
 # Rows of the smaller of the two published editions of the Quora split.
@@ -35,11 +41,7 @@ def load_corpus(
     keys = [(task, split) for task in tasks for split in splits]
     if source == "synthetic":
         for task, split in keys:
-            if (task, split) not in SIZES:
-                raise DataError(
-                    "data: the built-in corpus has train, dev and test of sst, quora and sts,"
-                    f" found {task} {split}; give a folder with its files"
-                )
+            check_names(task, split)
         corpus = make_corpus()
         return replace(corpus, splits={key: corpus.splits[key] for key in keys})
     if not Path(source).is_dir():

@@ -66,6 +66,19 @@ def preprocess(task: Task, text: str) -> str:
     return " ".join(text.split())
 
 
+def check_names(task: str, split: str) -> None:
+    """Refuse a task or split that does not exist.
+
+    Raises:
+        DataError: there is none of that name.
+    """
+    if task not in TASKS:
+        raise DataError(f"task must be one of {', '.join(TASKS)}, found {task!r}; choose one")
+    files = TASKS[task].files
+    if split not in files:
+        raise DataError(f"split must be one of {', '.join(files)}, found {split!r}; choose one")
+
+
 def read_split(directory: str | Path, task: str, split: str) -> Split:
     """Read and check one file of the starter code's layout.
 
@@ -80,12 +93,8 @@ def read_split(directory: str | Path, task: str, split: str) -> Split:
         DataError: a file or column is missing, a row is damaged, or no row is usable.
         ValueError: a task or split that does not exist.
     """
-    if task not in TASKS:
-        raise ValueError(f"task must be one of {', '.join(TASKS)}, found {task!r}; choose one")
-    files = TASKS[task].files
-    if split not in files:
-        raise ValueError(f"split must be one of {', '.join(files)}, found {split!r}; choose one")
-    path = Path(directory) / files[split]
+    check_names(task, split)
+    path = Path(directory) / TASKS[task].files[split]
     rows = _Rows(path)
     examples, num_skipped = _examples(rows, TASKS[task], has_labels=split != "test")
     if not examples:

@@ -225,6 +225,7 @@ class MinBert(nn.Module):
         input_ids: Tensor,  # [B, L] int64
         attention_mask: Tensor | None = None,  # [B, L] bool or 0/1
         token_type_ids: Tensor | None = None,  # [B, L] int64
+        noise: Tensor | None = None,  # [B, L, D]
     ) -> EncoderOutput:
         """Encode a batch of token ids.
 
@@ -233,6 +234,7 @@ class MinBert(nn.Module):
             attention_mask: ``[B, L]``, false or 0 at padding; None says that there is no padding,
                 which selects a faster attention kernel.
             token_type_ids: ``[B, L]`` segment of each token; None says that all are 0.
+            noise: ``[B, L, D]``, added to the embedded tokens.
 
         Raises:
             ValueError: the input is longer than ``config.max_positions``, or its shape or
@@ -255,6 +257,8 @@ class MinBert(nn.Module):
         hidden_dropout = self.hidden_dropout if self.training else 0.0
         attention_dropout = self.attention_dropout if self.training else 0.0
         hidden: Tensor = self.embeddings(input_ids, token_type_ids, hidden_dropout)
+        if noise is not None:
+            hidden = hidden + noise
         for layer in self.layers:
             hidden = layer(hidden, mask, hidden_dropout, attention_dropout)
         return EncoderOutput(hidden, torch.tanh(self.pooler(hidden[:, 0])))

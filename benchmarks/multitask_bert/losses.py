@@ -76,6 +76,23 @@ def cosine_embedding(
     return torch.where(labels > 2.5, 1 - outputs, outputs.clamp_min(0)).mean()
 
 
+def multiple_negatives_ranking(
+    u: Tensor,  # [B, D]
+    v: Tensor,  # [B, D]
+) -> Tensor:  # []
+    """Each sentence must prefer its own partner, by dot product, to those of the others.
+
+    Example:
+        >>> u = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+        >>> round(multiple_negatives_ranking(u, u).item(), 4)
+        0.3133
+
+    Source: Matthew Henderson et al., "Efficient Natural Language Response Suggestion for Smart
+    Reply", 2017.
+    """
+    return F.cross_entropy(u @ v.T, torch.arange(len(u), device=u.device))
+
+
 LOSSES: Mapping[str, Loss] = {
     "cross-entropy": cross_entropy,
     "bce": binary_cross_entropy,
@@ -83,3 +100,5 @@ LOSSES: Mapping[str, Loss] = {
     "cosine-mse": cosine_regression,
     "cosine-embedding": cosine_embedding,
 }
+# Of the two vectors that a siamese task compares, instead of its outputs and labels.
+PAIR_LOSSES: Mapping[str, Loss] = {"mnr": multiple_negatives_ranking}

@@ -33,22 +33,41 @@ class MultiTaskModel(nn.Module):
         self.heads = make_heads(recipe, encoder.config.hidden_size)
         self.outputs = {name: recipe.heads[name].output for name in recipe.tasks}
 
-    def forward(self, batch: Batch) -> Tensor:  # [B] or [B, C]
-        """The task's outputs: class logits ``[B, C]``, a logit ``[B]`` or a score ``[B]``."""
-        head = self.heads[batch.task]
+    def forward(
+        self,
+        batch: Batch,
+        noise: Tensor | None = None,  # of noise_shape(batch)
+    ) -> Tensor:  # [B] or [B, C]
+        """The task's outputs: class logits ``[B, C]``, a logit ``[B]`` or a score ``[B]``.
+
+        Args:
+            batch: of one task.
+            noise: added to the embedded tokens.
+        """
+        output = self.outputs[batch.task]
         if batch.second is None:
-            outputs: Tensor = head(self.embed(batch.first))
+            outputs: Tensor = self.heads[batch.task](self.embed(batch.first, noise))
+        elif self.pairs[batch.task] == "siamese-concat":
+            pair = torch.cat(self._embed_both(batch.first, batch.second, noise), dim=-1)
+            outputs = self.heads[batch.task](pair)
         else:
-            u, v = self._embed_both(batch.first, batch.second)
-            if self.pairs[batch.task] == "siamese-concat":
-                outputs = head(torch.cat([u, v], dim=-1))
-            else:
-                outputs = _similarity(self.outputs[batch.task], head(u), head(v))
+            outputs = _similarity(output, *self.embed_pair(batch, noise))
+        if output == "tanh-scaled":
+            outputs = 2.5 * (torch.tanh(outputs) + 1)
         return outputs.squeeze(-1) if TASKS[batch.task].num_outputs == 1 else outputs
 
-    def embed(self, tokens: Tokens) -> Tensor:  # [B, D]
+    def embed_pair(
+        self, batch: Batch, noise: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:  # [B, D] each
+        """The two vectors that a siamese task compares, after the layers of its head."""
+        assert batch.second is not None
+        head = self.heads[batch.task]
+        u, v = self._embed_both(batch.first, batch.second, noise)
+        return head(u), head(v)
+
+    def embed(self, tokens: Tokens, noise: Tensor | None = None) -> Tensor:  # [B, D]
         """One vector a sentence (or joint pair), by the recipe's pooling."""
-        hidden, pooled = self.encoder(tokens.ids, tokens.mask)
+        hidden, pooled = self.encoder(tokens.ids, tokens.mask, noise=noise)
         if self.pooling == "pooler":
             vector: Tensor = pooled
         elif self.pooling == "cls":
@@ -58,11 +77,18 @@ class MultiTaskModel(nn.Module):
             vector = (hidden * mask).sum(1) / mask.sum(1)
         return vector
 
+    def noise_shape(self, batch: Batch) -> tuple[int, int, int]:
+        """Of the noise that :meth:`forward` takes: every token of every sentence."""
+        lengths = [tokens.ids.shape[1] for tokens in (batch.first, batch.second) if tokens]
+        return len(lengths) * len(batch), max(lengths), self.encoder.config.hidden_size
+
     def trainable_parameters(self, part: str) -> Iterator[nn.Parameter]:
         """Parameters of ``all`` or of the ``heads``."""
         return self.heads.parameters() if part == "heads" else self.parameters()
 
-    def _embed_both(self, first: Tokens, second: Tokens) -> tuple[Tensor, Tensor]:
+    def _embed_both(
+        self, first: Tokens, second: Tokens, noise: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """Both sentences of a pair in one pass through the encoder."""
         length = max(first.ids.shape[1], second.ids.shape[1])
         pad = self.encoder.config.pad_token_id
@@ -72,7 +98,7 @@ class MultiTaskModel(nn.Module):
             return torch.cat(padded)
 
         tokens = Tokens(both(first.ids, second.ids, pad), both(first.mask, second.mask, 0))
-        u, v = self.embed(tokens).chunk(2)
+        u, v = self.embed(tokens, noise).chunk(2)
         return u, v
 
 
@@ -88,14 +114,14 @@ def make_heads(recipe: Recipe, width: int) -> nn.ModuleDict:
 def _similarity(output: str, u: Tensor, v: Tensor) -> Tensor:  # [B, D], [B, D] -> [B, 1]
     """Similarity of two embeddings, one number a pair."""
     if output == "dot":
-        similarity = (u * v).sum(-1)
-    else:
-        cosine = F.cosine_similarity(u, v)
-        similarity = {"cos": lambda: cosine, "relu-cos-5": lambda: 5 * F.relu(cosine)}[output]()
-    return similarity.unsqueeze(-1)
+        return (u * v).sum(-1, keepdim=True)
+    cosine = F.cosine_similarity(u, v).unsqueeze(-1)
+    if output == "relu-cos-5":
+        return 5 * F.relu(cosine)
+    return 5 * cosine if output == "cos-5" else cosine
 
 
-_SIMILARITIES = {"siamese-dot": ("dot",), "siamese-cos": ("cos", "relu-cos-5")}
+_SIMILARITIES = {"siamese-dot": ("dot",), "siamese-cos": ("cos", "relu-cos-5", "cos-5")}
 
 
 def _head(task: Task, recipe: Recipe, width: int) -> nn.Sequential:
@@ -103,7 +129,8 @@ def _head(task: Task, recipe: Recipe, width: int) -> nn.Sequential:
     head: Head = recipe.heads[task.name]
     pair = recipe.pairs.get(task.name, "") if task.is_pair else ""
     compares = pair in _SIMILARITIES
-    supported = _SIMILARITIES.get(pair, ("none",))
+    scores = ("none", "tanh-scaled") if task.kind == "score" else ("none",)
+    supported = _SIMILARITIES.get(pair, scores)
     if head.output not in supported:
         raise RecipeError(
             f"recipe {recipe.id}: heads.{task.name}.output must be one of {', '.join(supported)} "

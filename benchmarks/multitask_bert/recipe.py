@@ -15,7 +15,9 @@ from benchmarks.multitask_bert.tasks import TASKS
 # cannot run yet is refused when a run is planned, by name.
 PAIR_ENCODINGS = ("joint-raw-ids", "joint-sep", "siamese-concat", "siamese-dot", "siamese-cos")
 POOLINGS = ("pooler", "cls", "mean")
-OUTPUTS = ("none", "dot", "cos", "relu-cos-5", "cos-5", "tanh-scaled")
+OUTPUTS = ("none", "tanh-scaled", "dot", "cos", "relu-cos-5", "cos-5")
+STARTS = ("continue", "initial", "average")
+REGULARISERS = ("smart", "bregman")
 LOSSES = {
     "classes": ("cross-entropy",),
     "binary": ("bce",),
@@ -55,11 +57,14 @@ class Sampling:
         epoch: ends with the ``smallest`` or the ``largest`` data set, smaller ones starting again,
             or after a number of ``batches``.
         num_batches: that number.
+        first_epoch, num_epochs: where the stage stands in an annealing that goes on over several.
     """
 
     name: str = "joint"
     epoch: str = "smallest"
     num_batches: int | None = None
+    first_epoch: int = 0
+    num_epochs: int | None = None
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,10 @@ class Stage:
         tasks: those trained in it; empty means all of the recipe's.
         trainable: ``all``, or ``heads`` for a frozen encoder.
         losses: by task, where they differ from the recipe's.
+        min_label: by task, the least label of the examples that are trained on.
+        start: ``continue`` from the stage before, from the ``initial`` encoder, or from the
+            ``average`` of the encoders that the ``initial`` stages before it ended with; the heads
+            go on in any case.
         reduction, scope: of PCGrad.
     """
 
@@ -94,6 +103,8 @@ class Stage:
     tasks: tuple[str, ...] = ()
     trainable: str = "all"
     losses: Mapping[str, str] = field(default_factory=dict)
+    min_label: Mapping[str, float] = field(default_factory=dict)
+    start: str = "continue"
     reduction: Literal["sum", "mean"] = "mean"
     scope: Literal["shared", "all"] = "all"
 
@@ -116,6 +127,8 @@ class Recipe:
         regularisers: added to the losses.
         selection: which dev score keeps a checkpoint, or ``last``.
         max_length: tokens an input is cut to.
+        dev_batches: by task, how many first batches of the dev split are evaluated while training;
+            the best checkpoint is evaluated on all of it.
         assumed: names of the fields that the report does not state.
     """
 
@@ -136,10 +149,16 @@ class Recipe:
     regularisers: tuple[Regulariser, ...] = ()
     selection: str = "mean"
     max_length: int = 512
+    dev_batches: Mapping[str, int] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check(self)
+
+    def in_every_stage(self, **fields: Any) -> Recipe:
+        """The same recipe with fields of all its stages set."""
+        stages = tuple(dataclasses.replace(stage, **fields) for stage in self.stages)
+        return dataclasses.replace(self, stages=stages)
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON would have it."""
@@ -323,12 +342,21 @@ def _check(recipe: Recipe) -> None:
         check_choice(f"heads.{task}.output", recipe.heads[task].output, OUTPUTS)
         if TASKS[task].is_pair:
             check_choice(f"pairs.{task}", recipe.pairs.get(task, "missing"), PAIR_ENCODINGS)
+    for regulariser in recipe.regularisers:
+        check_choice("regularisers", regulariser.name, REGULARISERS)
+    for task, number in recipe.dev_batches.items():
+        check(number >= 1, f"dev_batches.{task}", "at least 1", number)
     check(len(recipe.stages) > 0, "stages", "at least one", recipe.stages)
     for number, stage in enumerate(recipe.stages):
         where = f"stages.{number}"
         check_choice(f"{where}.method", stage.method, METHODS)
         check_choice(f"{where}.sampling.name", stage.sampling.name, SAMPLINGS)
         check_choice(f"{where}.sampling.epoch", stage.sampling.epoch, EPOCHS)
+        check_choice(f"{where}.start", stage.start, STARTS)
+        possible = stage.start != "average" or "initial" in [
+            s.start for s in recipe.stages[:number]
+        ]
+        check(possible, f"{where}.start", "average after stages that start initial", stage.start)
         check_choice(f"{where}.trainable", stage.trainable, ("all", "heads"))
         check_choice(f"{where}.reduction", stage.reduction, ("sum", "mean"))
         check_choice(f"{where}.scope", stage.scope, ("shared", "all"))

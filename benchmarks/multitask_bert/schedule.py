@@ -17,6 +17,7 @@ from gradsurgery import (
     Proportional,
     RoundRobin,
     Sequential,
+    TaskSampler,
 )
 
 
@@ -50,15 +51,19 @@ def make_loader(
     stage: Stage, loaders: Mapping[str, BatchLoader], seed: int
 ) -> MultiTaskLoader[Batch]:
     """The tasks' batches in the order of the stage's sampler."""
-    sizes = {task: len(loader) for task, loader in loaders.items()}
-    name = stage.sampling.name
-    num_steps = steps_per_epoch(stage, list(sizes.values()))
-    if name == "sequential":
-        return MultiTaskLoader(loaders, Sequential(sizes))
-    if name == "proportional":
-        return MultiTaskLoader(loaders, Proportional(sizes, num_steps=num_steps, seed=seed))
-    if name == "annealed":
-        sampler = Annealed(sizes, stage.epochs, num_steps=num_steps, seed=seed)
-        return MultiTaskLoader(loaders, sampler)
-    draws = num_steps * len(sizes) if name == "joint" else num_steps
-    return MultiTaskLoader(loaders, RoundRobin(sizes, num_steps=draws))
+    num_batches = {task: len(loader) for task, loader in loaders.items()}
+    num_examples = {task: len(loader.tokenized) for task, loader in loaders.items()}
+    sampling = stage.sampling
+    steps = steps_per_epoch(stage, list(num_batches.values()))
+    sampler: TaskSampler
+    if sampling.name == "sequential":
+        sampler = Sequential(num_batches)
+    elif sampling.name == "proportional":
+        sampler = Proportional(num_examples, num_steps=steps, seed=seed)
+    elif sampling.name == "annealed":
+        epochs = sampling.num_epochs or stage.epochs
+        sampler = Annealed(num_examples, epochs, num_steps=steps, seed=seed)
+    else:
+        draws = steps * len(loaders) if sampling.name == "joint" else steps
+        sampler = RoundRobin(num_batches, num_steps=draws)
+    return MultiTaskLoader(loaders, sampler)

@@ -29,6 +29,9 @@ SIZES: Mapping[tuple[str, str], int] = MappingProxyType(
         ("sts", "train"): 4000,
         ("sts", "dev"): 400,
         ("sts", "test"): 100,
+        ("cfimdb", "train"): 1600,
+        ("cfimdb", "dev"): 240,
+        ("cfimdb", "test"): 100,
     }
 )
 
@@ -106,8 +109,8 @@ def make_corpus(seed: int = 0, sizes: Mapping[tuple[str, str], int] = SIZES) -> 
 
     Args:
         seed: of all draws. The dev and test splits do not depend on the size of the train split.
-        sizes: (task, split) -> number of examples, over the tasks sst, quora and sts and the
-            splits train, dev and test. Test examples have no label.
+        sizes: (task, split) -> number of examples, over the four tasks and the splits train, dev
+            and test. Test examples have no label.
 
     Raises:
         ValueError: another task or split, or more examples than the grammar can write.
@@ -282,8 +285,17 @@ def _review(rng: random.Random) -> _Written:
     return (text,), float(sum(sentiment > bound for bound in _CLASS_BOUNDS))
 
 
+def _verdict(rng: random.Random) -> _Written:
+    """A review that is not neutral, and whether it praises."""
+    texts, label = _review(rng)
+    while label == 2:
+        texts, label = _review(rng)
+    return texts, float(label > 2)
+
+
 _WRITERS: Mapping[str, Callable[[random.Random], _Written]] = {
     "sst": _review,
     "quora": _paraphrase,
     "sts": _similarity,
+    "cfimdb": _verdict,
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 import signal
 import threading
 import time
@@ -24,6 +26,7 @@ from benchmarks.multitask_bert.batches import (
     evaluation_batches,
 )
 from benchmarks.multitask_bert.checkpoint import (
+    load_model,
     load_state,
     random_states,
     save_model,
@@ -33,7 +36,7 @@ from benchmarks.multitask_bert.checkpoint import (
 from benchmarks.multitask_bert.data import Corpus
 from benchmarks.multitask_bert.encoder import MinBert
 from benchmarks.multitask_bert.evaluate import Evaluation, evaluate
-from benchmarks.multitask_bert.losses import LOSSES
+from benchmarks.multitask_bert.losses import LOSSES, PAIR_LOSSES
 from benchmarks.multitask_bert.metrics import (
     constant_metric,
     is_degenerate,
@@ -43,10 +46,17 @@ from benchmarks.multitask_bert.metrics import (
 from benchmarks.multitask_bert.model import MultiTaskModel, make_heads
 from benchmarks.multitask_bert.recipe import Recipe, RecipeError, Stage
 from benchmarks.multitask_bert.record import Record, RecordError, environment
+from benchmarks.multitask_bert.regularisers import (
+    PROXIMITY,
+    SMOOTHNESS,
+    Proximity,
+    smoothness,
+)
 from benchmarks.multitask_bert.schedule import make_loader, make_optimizer, steps_per_epoch
 from benchmarks.multitask_bert.tasks import TASKS
 from gradsurgery import MultiTaskLoader
 
+OPTIONS = {"smart": SMOOTHNESS, "bregman": PROXIMITY}
 LOG_EVERY = 10  # steps between two "train" events: the only moments that wait for the device
 EVALUATION_BATCH = 32
 
@@ -123,20 +133,26 @@ def run(plan: Plan, *, resume: bool = False) -> bool:
 
 
 def check_runnable(recipe: Recipe) -> None:
-    """Refuses what this version cannot run, before anything is read or written.
+    """Refuses what cannot be run, before anything is read or written.
 
     Raises:
-        RecipeError: a regulariser, a loss, or a head that cannot follow its pair encoding.
+        RecipeError: an option of a regulariser that it does not have, or a loss or head that cannot
+            follow its pair encoding.
     """
-    if recipe.regularisers:
-        names = ", ".join(regulariser.name for regulariser in recipe.regularisers)
-        raise RecipeError(f"recipe {recipe.id}: regularisers cannot be run yet, found {names}")
+    for regulariser in recipe.regularisers:
+        known = OPTIONS[regulariser.name]
+        for option in regulariser.options:
+            if option not in known:
+                raise RecipeError(
+                    f"recipe {recipe.id}: regularisers.{regulariser.name} must have options of "
+                    f"{', '.join(known)}, got {option!r}"
+                )
     for losses in (recipe.losses, *(stage.losses for stage in recipe.stages)):
         for task, loss in losses.items():
-            if loss not in LOSSES:
+            if loss in PAIR_LOSSES and recipe.pairs[task] not in ("siamese-dot", "siamese-cos"):
                 raise RecipeError(
-                    f"recipe {recipe.id}: losses.{task} must be one of {', '.join(LOSSES)} in this "
-                    f"version, got {loss!r}"
+                    f"recipe {recipe.id}: losses.{task} must compare outputs with labels for "
+                    f"{recipe.pairs[task]}, got {loss!r}, which compares two embeddings"
                 )
     with torch.device("meta"):
         heads = make_heads(recipe, width=8)
@@ -177,6 +193,8 @@ class Training:
                 f"recipe {recipe.id}: max_length must be <= {encoder.config.max_positions} for "
                 f"this encoder, got {recipe.max_length} and an input of {longest} tokens"
             )
+        self._initial_encoder = copy.deepcopy(encoder.state_dict())
+        self._ended_encoders: list[Mapping[str, Tensor]] = []
         self._begin_stage()
 
     def describe_data(self) -> None:
@@ -211,9 +229,12 @@ class Training:
                     self._evaluate_epoch(bar)
                     progress.epoch += 1
                     self.save()
+                if stage.start == "initial":
+                    self._ended_encoders.append(copy.deepcopy(self.model.encoder.state_dict()))
                 progress.stage += 1
                 progress.epoch = 0
                 if progress.stage < len(recipe.stages):
+                    self._place_encoder()
                     self._begin_stage()
         self._end()
         return True
@@ -228,6 +249,8 @@ class Training:
                 "optimizer": self.optimizer.state_dict(),
                 "loader": self.loader.state_dict(),
                 "random": random_states(self.plan.device),
+                "ended_encoders": self._ended_encoders,
+                "past": None if self._proximity is None else self._proximity.state_dict(),
                 "loss_sums": self._loss_sums,
                 "loss_counts": self._loss_counts,
                 "metrics_bytes": self.record.metrics_bytes,
@@ -250,16 +273,28 @@ class Training:
 
     def _take(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
-        self.model.load_state_dict(state["model"])
+        self._ended_encoders = list(state["ended_encoders"])
         if self.progress.stage < len(self.recipe.stages):
             self._begin_stage()
             self.optimizer.load_state_dict(state["optimizer"])
             self.loader.load_state_dict(state["loader"])
+        self.model.load_state_dict(state["model"])
+        if self._proximity is not None:
+            self._proximity.load_state_dict(state["past"])
         self._loss_sums.update(
             {task: total.to(self.plan.device) for task, total in state["loss_sums"].items()}
         )
         self._loss_counts.update(state["loss_counts"])
         set_random_states(state["random"], self.plan.device)
+
+    def _place_encoder(self) -> None:
+        """Puts the encoder where the stage starts from."""
+        start = self.recipe.stages[self.progress.stage].start
+        if start == "initial":
+            self.model.encoder.load_state_dict(self._initial_encoder)
+        elif start == "average":
+            self.model.encoder.load_state_dict(_average(self._ended_encoders))
+            self._ended_encoders = []
 
     def _begin_stage(self) -> None:
         stage = self.recipe.stages[self.progress.stage]
@@ -281,11 +316,18 @@ class Training:
                 stage.batch_size[task],
                 shuffle=True,
                 seed=self.plan.seed * len(TASKS) + list(TASKS).index(task),
+                min_label=stage.min_label.get(task, -math.inf),
             )
             for task in tasks
         }
         self.tasks_per_step = len(tasks) if stage.sampling.name == "joint" else 1
         self.loader: MultiTaskLoader[Batch] = make_loader(stage, loaders, self.plan.seed)
+        momenta = [
+            {**PROXIMITY, **regulariser.options}["momentum"]
+            for regulariser in self.recipe.regularisers
+            if regulariser.name == "bregman"
+        ]
+        self._proximity = Proximity(self.model, momenta[0]) if momenta else None
         # Of the batches since the last "train" event, on the device until that event is written.
         self._loss_sums: dict[str, Tensor] = {}
         self._loss_counts: dict[str, int] = {}
@@ -293,9 +335,8 @@ class Training:
     def _train_epoch(self, stage: Stage, bar: Any, interrupted: Callable[[], bool]) -> bool:
         """The steps that are left of an epoch; ``False`` when interrupted before its end."""
         progress = self.progress
-        self.loader.set_epoch(progress.epoch)
+        self.loader.set_epoch(stage.sampling.first_epoch + progress.epoch)
         draws = iter(self.loader)
-        losses = dict(stage.losses)
         started = time.perf_counter()
 
         def clock() -> None:
@@ -314,11 +355,7 @@ class Training:
             self.optimizer.zero_grad()
             for task, batch in step:
                 with self.optimizer.task(task):
-                    moved = batch.to(self.plan.device)
-                    with self._precision():
-                        outputs = self.model(moved)
-                    name = losses.get(task, self.recipe.losses[task])
-                    loss = LOSSES[name](outputs.float(), moved.labels)
+                    loss = self._loss(stage, batch.to(self.plan.device))
                     loss.backward()
                 total = self._loss_sums.get(task)
                 self._loss_sums[task] = loss.detach() if total is None else total + loss.detach()
@@ -328,6 +365,8 @@ class Training:
                 self.optimizer.surgery()
                 torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.grad_clip)
             self.optimizer.step()
+            if self._proximity is not None:
+                self._proximity.follow(self.model)
             progress.step += 1
             bar.update()
             if progress.step % LOG_EVERY == 0 or self._is_at_limit():
@@ -341,6 +380,26 @@ class Training:
                 self._loss_counts.clear()
         clock()
         return True
+
+    def _loss(self, stage: Stage, batch: Batch) -> Tensor:  # []
+        """The loss of one batch, with the recipe's regularisers."""
+        task = batch.task
+        name = stage.losses.get(task, self.recipe.losses[task])
+        with self._precision():
+            if name in PAIR_LOSSES:
+                u, v = self.model.embed_pair(batch)
+                return PAIR_LOSSES[name](u.float(), v.float())
+            outputs = self.model(batch)
+            loss = LOSSES[name](outputs.float(), batch.labels)
+            for regulariser in self.recipe.regularisers:
+                options = {**OPTIONS[regulariser.name], **regulariser.options}
+                if regulariser.name == "smart":
+                    term = smoothness(self.model, batch, outputs, options)
+                else:
+                    assert self._proximity is not None
+                    term = self._proximity.term(batch, outputs)
+                loss = loss + options["weight"] * term
+        return loss
 
     def _next_batches(self, draws: Iterator[tuple[str, Batch]]) -> list[tuple[str, Batch]]:
         """The batches of one step; none at the end of the epoch."""
@@ -383,7 +442,7 @@ class Training:
         """Dev metrics at the end of an epoch; keeps the model if it is the best so far."""
         progress, recipe = self.progress, self.recipe
         started = time.perf_counter()
-        found = {task: self._evaluate(task) for task in recipe.tasks}
+        found = {task: self._evaluate(task, recipe.dev_batches.get(task)) for task in recipe.tasks}
         seconds = time.perf_counter() - started
         num_samples = sum(len(each.predictions) for each in found.values())
         metrics = {task: each.metric for task, each in found.items()}
@@ -403,7 +462,8 @@ class Training:
             progress.best_epoch = progress.num_epochs
             progress.best_metrics = metrics
             save_model(self.record.folder / "model.safetensors", self.model)
-            self._write_predictions(found)
+            if not recipe.dev_batches:
+                self._write_predictions(found)
         self.record.append(
             {
                 "event": "dev",
@@ -435,6 +495,11 @@ class Training:
         progress = self.progress
         if not progress.best_metrics:
             self._evaluate_epoch(tqdm(disable=True))
+        if self.recipe.dev_batches:
+            load_model(self.record.folder / "model.safetensors", self.model)
+            found = {task: self._evaluate(task) for task in self.recipe.tasks}
+            progress.best_metrics = {task: each.metric for task, each in found.items()}
+            self._write_predictions(found)
         rate = progress.samples / progress.seconds if progress.seconds else None
         self.record.append(
             {
@@ -451,8 +516,8 @@ class Training:
             }
         )
 
-    def _evaluate(self, task: str) -> Evaluation:
-        batches = evaluation_batches(self.splits[task, "dev"], EVALUATION_BATCH)
+    def _evaluate(self, task: str, num_batches: int | None = None) -> Evaluation:
+        batches = evaluation_batches(self.splits[task, "dev"], EVALUATION_BATCH, num_batches)
         return evaluate(self.model, batches, self.plan.device, self._precision)
 
     def _write_predictions(self, found: Mapping[str, Evaluation]) -> None:
@@ -490,6 +555,11 @@ class Training:
             ]
             total += stage.epochs * steps_per_epoch(stage, lengths)
         return total if self.plan.max_steps is None else min(total, self.plan.max_steps)
+
+
+def _average(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The mean of several models' weights."""
+    return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
 
 
 @contextmanager
