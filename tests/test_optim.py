@@ -17,6 +17,7 @@ from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
+from torch.utils.flop_counter import FlopCounterMode
 from torchjd.aggregation import (
     IMTLG,
     MGDA,
@@ -1181,3 +1182,22 @@ def task_gradients_on(network, data):
 
 def written_on_host(parameters):
     return torch.cat([p.grad.reshape(-1) for p in parameters]).double().cpu().numpy()
+
+
+def test_a_batch_for_each_task_costs_the_flops_of_the_loss_sum():
+    """Forward and backward of the blocks, counted by torch, against one backward of the sum."""
+    trunk, heads = torch.nn.Linear(6, 5), [torch.nn.Linear(5, 1) for _ in range(3)]
+    parameters = [p for module in (trunk, *heads) for p in module.parameters()]
+    batches = [torch.randn(4, 6) for _ in heads]
+    optimizer = PCGrad(torch.optim.SGD(parameters, lr=0.1))
+    with FlopCounterMode(display=False) as ours:
+        for number, (head, batch) in enumerate(zip(heads, batches, strict=True)):
+            with optimizer.task(number):
+                head(trunk(batch)).sum().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    with FlopCounterMode(display=False) as plain:
+        torch.stack(
+            [head(trunk(batch)).sum() for head, batch in zip(heads, batches, strict=True)]
+        ).sum().backward()
+    assert ours.get_total_flops() == plain.get_total_flops() > 0
