@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from benchmarks.multitask_bert import corpora, train
 from benchmarks.multitask_bert.__main__ import FIRST_SEED, main
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.plan import Plan
 from benchmarks.multitask_bert.pretrained import to_bert_names
 from benchmarks.multitask_bert.recipe import Recipe, override
 from benchmarks.multitask_bert.record import Record
@@ -515,7 +516,7 @@ def test_a_failing_recipe_does_not_stop_the_rest(call, monkeypatch):
     """It is named at the end, with status 1."""
     usual = train.run
 
-    def failing(plan: train.Plan, **options: bool) -> bool:
+    def failing(plan: Plan, **options: bool) -> bool:
         if plan.recipe.id == LOSS_SUM:
             raise RuntimeError("out of\nmemory")
         return usual(plan, **options)

@@ -11,12 +11,13 @@ import safetensors.torch
 import torch
 
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.plan import Plan
 from benchmarks.multitask_bert.recipe import Recipe, Sampling, Stage
 from benchmarks.multitask_bert.record import Record
 from benchmarks.multitask_bert.scratch import tiny_encoder
 from benchmarks.multitask_bert.synthetic import make_corpus
 from benchmarks.multitask_bert.systems import all_recipes, find
-from benchmarks.multitask_bert.train import Plan, Training, run
+from benchmarks.multitask_bert.train import Training, run
 
 TASKS = ("sst", "quora", "sts", "cfimdb")
 CORPUS = make_corpus(

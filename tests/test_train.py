@@ -26,6 +26,7 @@ from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.evaluate import Evaluation, evaluate
 from benchmarks.multitask_bert.metrics import overall_mean, overall_normalised
 from benchmarks.multitask_bert.model import MultiTaskModel
+from benchmarks.multitask_bert.plan import Plan
 from benchmarks.multitask_bert.recipe import (
     Head,
     Recipe,
@@ -39,7 +40,7 @@ from benchmarks.multitask_bert.record import Record, RecordError
 from benchmarks.multitask_bert.scratch import settings, tiny_encoder
 from benchmarks.multitask_bert.synthetic import make_corpus
 from benchmarks.multitask_bert.systems import find
-from benchmarks.multitask_bert.train import Plan, Training, run
+from benchmarks.multitask_bert.train import Training, run
 
 TASKS = ("sst", "quora", "sts")
 # In batches of 8: 5, 7 and 3 of them, so that a large data set is in its second pass late, and a

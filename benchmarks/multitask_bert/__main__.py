@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
     from benchmarks.multitask_bert.encoder import MinBert
+    from benchmarks.multitask_bert.plan import Plan
     from benchmarks.multitask_bert.recipe import Recipe
-    from benchmarks.multitask_bert.train import Plan
 
 FIRST_SEED = 11711
 FAILED = 1
@@ -267,9 +267,9 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
 def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     """What the command asks for, all of it checked before anything is written."""
     from benchmarks.multitask_bert.corpora import load_corpus
+    from benchmarks.multitask_bert.plan import Plan, check_runnable
     from benchmarks.multitask_bert.recipe import override
     from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, find_all
-    from benchmarks.multitask_bert.train import Plan, check_runnable
     from gradsurgery import __version__
 
     is_builtin = options.data == "synthetic"

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import copy
 import math
-import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -33,9 +30,8 @@ from benchmarks.multitask_bert.checkpoint import (
     save_state,
     set_random_states,
 )
-from benchmarks.multitask_bert.data import Corpus
-from benchmarks.multitask_bert.encoder import MinBert
 from benchmarks.multitask_bert.evaluate import Evaluation, evaluate
+from benchmarks.multitask_bert.interrupts import interrupts
 from benchmarks.multitask_bert.losses import LOSSES, PAIR_LOSSES
 from benchmarks.multitask_bert.metrics import (
     constant_metric,
@@ -43,12 +39,12 @@ from benchmarks.multitask_bert.metrics import (
     overall_mean,
     overall_normalised,
 )
-from benchmarks.multitask_bert.model import MultiTaskModel, make_heads
-from benchmarks.multitask_bert.recipe import Recipe, RecipeError, Stage
+from benchmarks.multitask_bert.model import MultiTaskModel
+from benchmarks.multitask_bert.plan import OPTIONS, Plan, check_runnable
+from benchmarks.multitask_bert.recipe import RecipeError, Stage
 from benchmarks.multitask_bert.record import Record, RecordError, environment
 from benchmarks.multitask_bert.regularisers import (
     PROXIMITY,
-    SMOOTHNESS,
     Proximity,
     smoothness,
 )
@@ -56,35 +52,8 @@ from benchmarks.multitask_bert.schedule import make_loader, make_optimizer, step
 from benchmarks.multitask_bert.tasks import TASKS
 from gradsurgery import MultiTaskLoader
 
-OPTIONS = {"smart": SMOOTHNESS, "bregman": PROXIMITY}
 LOG_EVERY = 10  # steps between two "train" events: the only moments that wait for the device
 EVALUATION_BATCH = 32
-
-
-@dataclass
-class Plan:
-    """What a run is made of.
-
-    Args:
-        recipe: with every deviation applied.
-        corpus: examples of its tasks, train and dev.
-        make_encoder: a fresh encoder and its tokenizer.
-        folder: the run folder.
-        max_steps: optimizer steps in all, whatever the epochs.
-        tokenized: splits already tokenized, shared by the runs of one command.
-        config: what ``config.json`` says besides.
-    """
-
-    recipe: Recipe
-    corpus: Corpus
-    make_encoder: Callable[[Recipe], tuple[MinBert, Tokenizer]]
-    folder: Path
-    seed: int
-    device: torch.device
-    precision: str = "fp32"
-    max_steps: int | None = None
-    tokenized: dict[tuple[str, str, str, int], TokenizedSplit] = field(default_factory=dict)
-    config: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -127,42 +96,9 @@ def run(plan: Plan, *, resume: bool = False) -> bool:
         record.truncate(0)
         training.describe_data()
     record.write_json("environment.json", environment(plan.device))
-    with _interrupts() as interrupted:
+    with interrupts() as interrupted:
         complete = training.finish(interrupted)
     return complete
-
-
-def check_runnable(recipe: Recipe) -> None:
-    """Refuses what cannot be run, before anything is read or written.
-
-    Raises:
-        RecipeError: an option of a regulariser that it does not have, or a loss or head that cannot
-            follow its pair encoding.
-    """
-    for regulariser in recipe.regularisers:
-        known = OPTIONS[regulariser.name]
-        for option in regulariser.options:
-            if option not in known:
-                raise RecipeError(
-                    f"recipe {recipe.id}: regularisers.{regulariser.name} must have options of "
-                    f"{', '.join(known)}, got {option!r}"
-                )
-    for losses in (recipe.losses, *(stage.losses for stage in recipe.stages)):
-        for task, loss in losses.items():
-            if loss in PAIR_LOSSES and recipe.pairs[task] not in ("siamese-dot", "siamese-cos"):
-                raise RecipeError(
-                    f"recipe {recipe.id}: losses.{task} must compare outputs with labels for "
-                    f"{recipe.pairs[task]}, got {loss!r}, which compares two embeddings"
-                )
-    with torch.device("meta"):
-        heads = make_heads(recipe, width=8)
-    for number, stage in enumerate(recipe.stages):
-        for task in stage.tasks or recipe.tasks:
-            if stage.trainable == "heads" and not any(True for _ in heads[task].parameters()):
-                raise RecipeError(
-                    f"recipe {recipe.id}: stages.{number}.tasks must have heads to train, found "
-                    f"{task}, whose head has no parameters; leave it out of the stage"
-                )
 
 
 class Training:
@@ -560,25 +496,3 @@ class Training:
 def _average(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
     """The mean of several models' weights."""
     return {name: torch.stack([state[name] for state in states]).mean(0) for name in states[0]}
-
-
-@contextmanager
-def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Turns the first Ctrl-C into an answer, so that a step is never cut in half; the second one
-    ends the process as usual."""
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    asked = False
-    usual = signal.getsignal(signal.SIGINT)
-
-    def remember(number: int, frame: object) -> None:
-        nonlocal asked
-        asked = True
-        signal.signal(signal.SIGINT, usual)
-
-    signal.signal(signal.SIGINT, remember)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, usual)

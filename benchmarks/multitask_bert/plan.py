@@ -1,0 +1,80 @@
+"""What a run is made of, and whether it can be run at all."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from benchmarks.multitask_bert.batches import TokenizedSplit
+from benchmarks.multitask_bert.data import Corpus
+from benchmarks.multitask_bert.encoder import MinBert
+from benchmarks.multitask_bert.losses import PAIR_LOSSES
+from benchmarks.multitask_bert.model import make_heads
+from benchmarks.multitask_bert.recipe import Recipe, RecipeError
+from benchmarks.multitask_bert.regularisers import PROXIMITY, SMOOTHNESS
+
+OPTIONS = {"smart": SMOOTHNESS, "bregman": PROXIMITY}
+
+
+@dataclass
+class Plan:
+    """What a run is made of.
+
+    Args:
+        recipe: with every deviation applied.
+        corpus: examples of its tasks, train and dev.
+        make_encoder: a fresh encoder and its tokenizer.
+        folder: the run folder.
+        max_steps: optimizer steps in all, whatever the epochs.
+        tokenized: splits already tokenized, shared by the runs of one command.
+        config: what ``config.json`` says besides.
+    """
+
+    recipe: Recipe
+    corpus: Corpus
+    make_encoder: Callable[[Recipe], tuple[MinBert, Tokenizer]]
+    folder: Path
+    seed: int
+    device: torch.device
+    precision: str = "fp32"
+    max_steps: int | None = None
+    tokenized: dict[tuple[str, str, str, int], TokenizedSplit] = field(default_factory=dict)
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def check_runnable(recipe: Recipe) -> None:
+    """Refuses what cannot be run, before anything is read or written.
+
+    Raises:
+        RecipeError: an option of a regulariser that it does not have, or a loss or head that cannot
+            follow its pair encoding.
+    """
+    for regulariser in recipe.regularisers:
+        known = OPTIONS[regulariser.name]
+        for option in regulariser.options:
+            if option not in known:
+                raise RecipeError(
+                    f"recipe {recipe.id}: regularisers.{regulariser.name} must have options of "
+                    f"{', '.join(known)}, got {option!r}"
+                )
+    for losses in (recipe.losses, *(stage.losses for stage in recipe.stages)):
+        for task, loss in losses.items():
+            if loss in PAIR_LOSSES and recipe.pairs[task] not in ("siamese-dot", "siamese-cos"):
+                raise RecipeError(
+                    f"recipe {recipe.id}: losses.{task} must compare outputs with labels for "
+                    f"{recipe.pairs[task]}, got {loss!r}, which compares two embeddings"
+                )
+    with torch.device("meta"):
+        heads = make_heads(recipe, width=8)
+    for number, stage in enumerate(recipe.stages):
+        for task in stage.tasks or recipe.tasks:
+            if stage.trainable == "heads" and not any(True for _ in heads[task].parameters()):
+                raise RecipeError(
+                    f"recipe {recipe.id}: stages.{number}.tasks must have heads to train, found "
+                    f"{task}, whose head has no parameters; leave it out of the stage"
+                )
