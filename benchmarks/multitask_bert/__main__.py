@@ -1,4 +1,4 @@
-"""The command line: `run`, `report`, `analyze`, `list` and `fetch`."""
+"""The command line: `run`, `report`, `analyze`, `predict`, `list` and `fetch`."""
 
 from __future__ import annotations
 
@@ -12,9 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     import torch
-    from tokenizers import Tokenizer
 
-    from benchmarks.multitask_bert.encoder import MinBert
     from benchmarks.multitask_bert.plan import Plan
     from benchmarks.multitask_bert.recipe import Recipe
 
@@ -168,6 +166,22 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where to write; default: each run's own folder"
     )
 
+    predict = commands.add_parser(
+        "predict",
+        help="prediction files in the starter code's form",
+        description="Writes the dev and test predictions of a finished run, in the form that the "
+        "starter code hands in.",
+    )
+    predict.set_defaults(command=_predict)
+    predict.add_argument("run", type=Path, metavar="RUN", help="a run folder")
+    predict.add_argument(
+        "--data", metavar="DIR", help="where the data are; default: where the run had them"
+    )
+    predict.add_argument(
+        "--out", type=Path, metavar="DIR", help="default: the run folder's predictions/"
+    )
+    predict.add_argument("--split", choices=("dev", "test"), help="that one alone, instead of both")
+
     listing = commands.add_parser(
         "list", help="every recipe with one line", description="Lists every recipe."
     )
@@ -224,6 +238,16 @@ def _analyze(options: argparse.Namespace, given: list[str]) -> int:
     return 0
 
 
+def _predict(options: argparse.Namespace, given: list[str]) -> int:
+    from benchmarks.multitask_bert.predictions import write_predictions
+
+    splits = (options.split,) if options.split else ("dev", "test")
+    out = options.out or options.run / "predictions"
+    for path in write_predictions(options.run, options.data, out, splits):
+        print(path)
+    return 0
+
+
 def _fetch(options: argparse.Namespace, given: list[str]) -> int:
     from benchmarks.multitask_bert.fetch import describe, fetch
 
@@ -267,6 +291,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
 def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     """What the command asks for, all of it checked before anything is written."""
     from benchmarks.multitask_bert.corpora import load_corpus
+    from benchmarks.multitask_bert.encoders import make_encoder
     from benchmarks.multitask_bert.plan import Plan, check_runnable
     from benchmarks.multitask_bert.recipe import override
     from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, find_all
@@ -289,7 +314,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     _set_threads(options.threads or (1 if encoder == "tiny" else None))
     tasks = list(dict.fromkeys(task for recipe, _ in recipes for task in recipe.tasks))
     corpus = load_corpus(options.data, tasks)
-    _make_encoder(encoder, recipes[0][0])  # a checkpoint that cannot be used is refused here
+    make_encoder(encoder, recipes[0][0])  # a checkpoint that cannot be used is refused here
     tokenized: dict[Any, Any] = {}
     plans = []
     for recipe, deviations in recipes:
@@ -310,7 +335,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
             plan = Plan(
                 recipe=recipe,
                 corpus=corpus,
-                make_encoder=partial(_make_encoder, encoder),
+                make_encoder=partial(make_encoder, encoder),
                 folder=options.out / recipe.id / f"seed-{seed}",
                 seed=seed,
                 device=device,
@@ -330,17 +355,6 @@ def _settings(encoder: str, recipe: Recipe) -> list[str]:
     from benchmarks.multitask_bert.scratch import settings
 
     return settings(recipe)
-
-
-def _make_encoder(source: str, recipe: Recipe) -> tuple[MinBert, Tokenizer]:
-    if source == "tiny":
-        from benchmarks.multitask_bert.scratch import tiny_encoder
-
-        return tiny_encoder(recipe)
-    from benchmarks.multitask_bert.pretrained import load_encoder
-
-    rate = recipe.encoder_dropout
-    return load_encoder(source, hidden_dropout=rate, attention_dropout=rate)
 
 
 def _device(name: str | None) -> torch.device:

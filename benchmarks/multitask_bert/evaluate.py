@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -38,12 +38,12 @@ def predictions_of(task: Task, outputs: Tensor) -> Tensor:  # [B] or [B, C] -> [
     return outputs.float()
 
 
-def evaluate(
+def predict(
     model: MultiTaskModel,
     batches: Iterable[Batch],
     device: torch.device,
-    precision: Callable[[], AbstractContextManager[object]],
-) -> Evaluation:
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> tuple[list[float], list[float]]:
     """Predicts every batch of one task's split.
 
     Args:
@@ -51,24 +51,35 @@ def evaluate(
         batches: of one split, in any order.
         device: where the model is.
         precision: makes the context in which the model runs.
+
+    Returns:
+        Predictions and labels, both in the order of the split.
     """
     was_training = model.training
     model.eval()
     found: list[Tensor] = []
     labels: list[Tensor] = []
     indices: list[Tensor] = []
-    task = ""
     with torch.inference_mode():
         for batch in batches:
-            task = batch.task
             with precision():
                 outputs = model(batch.to(device))
-            found.append(predictions_of(TASKS[task], outputs))
+            found.append(predictions_of(TASKS[batch.task], outputs))
             labels.append(batch.labels)
             indices.append(batch.indices)
     model.train(was_training)
     order = torch.cat(indices).argsort()
-    predictions = torch.cat(found).cpu()[order].tolist()
-    expected = torch.cat(labels).cpu().float()[order].tolist()
-    metric = accuracy if TASKS[task].metric == "accuracy" else pearson
-    return Evaluation(predictions, expected, metric(predictions, expected))
+    return torch.cat(found).cpu()[order].tolist(), torch.cat(labels).cpu().float()[order].tolist()
+
+
+def evaluate(
+    model: MultiTaskModel,
+    batches: Iterable[Batch],
+    device: torch.device,
+    precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+) -> Evaluation:
+    """Predicts every batch of one task's split and measures it; arguments of :func:`predict`."""
+    first, *_ = batches = list(batches)
+    predictions, labels = predict(model, batches, device, precision)
+    metric = accuracy if TASKS[first.task].metric == "accuracy" else pearson
+    return Evaluation(predictions, labels, metric(predictions, labels))

@@ -1,0 +1,84 @@
+"""Prediction files in the form of the starter code, of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks.multitask_bert.batches import TokenizedSplit, evaluation_batches
+from benchmarks.multitask_bert.checkpoint import load_model
+from benchmarks.multitask_bert.corpora import load_corpus
+from benchmarks.multitask_bert.encoders import make_encoder
+from benchmarks.multitask_bert.evaluate import predict
+from benchmarks.multitask_bert.model import MultiTaskModel
+from benchmarks.multitask_bert.recipe import Recipe
+from benchmarks.multitask_bert.record import Record, RecordError, write_whole
+from benchmarks.multitask_bert.tasks import TASKS
+
+# Name and header of each task's file in the starter code, its spelling included.
+_NAMES = {"sst": "sst", "quora": "para", "sts": "sts", "cfimdb": "cfimdb"}
+_HEADERS = {
+    "sst": "Predicted_Sentiment",
+    "quora": "Predicted_Is_Paraphrase",
+    "sts": "Predicted_Similiary",
+    "cfimdb": "Predicted_Sentiment",
+}
+_BATCH = 32
+
+
+def write_predictions(
+    folder: Path, data: str | None, out: Path, splits: Sequence[str] = ("dev", "test")
+) -> list[Path]:
+    """Predicts the dev and test splits with a run's best checkpoint.
+
+    Args:
+        folder: of a complete run.
+        data: where the data are; where the run had them by default.
+        out: where ``sst-dev-output.csv``, ``para-test-output.csv`` and so on are written.
+        splits: of ``dev`` and ``test``.
+
+    Raises:
+        RecordError: the folder is not that of a complete run.
+        DataError: a file is missing or damaged; nothing is written then.
+    """
+    record = Record(folder)
+    if not record.exists or not record.is_complete:
+        raise RecordError(
+            f"{folder}: must be the folder of a complete run, found "
+            f"{'an unfinished one' if record.exists else 'none'}; finish it with run --resume"
+        )
+    config = record.read_json("config.json")
+    recipe = Recipe.from_dict(config["recipe"])
+    corpus = load_corpus(data or config["data"], recipe.tasks, splits)
+    encoder, tokenizer = make_encoder(config["encoder"], recipe)
+    model = MultiTaskModel(encoder, recipe)
+    load_model(folder / "model.safetensors", model)
+    written = []
+    for task in recipe.tasks:
+        for name in splits:
+            split = corpus.splits[task, name]
+            tokenized = TokenizedSplit(
+                split, tokenizer, recipe.pairs.get(task, ""), recipe.max_length
+            )
+            found, _ = predict(model, evaluation_batches(tokenized, _BATCH), torch.device("cpu"))
+            text = prediction_file(task, [example.id for example in split.examples], found)
+            path = out / f"{_NAMES[task]}-{name}-output.csv"
+            write_whole(path, text.encode())
+            written.append(path)
+    return written
+
+
+def prediction_file(task: str, ids: Sequence[str], predictions: Sequence[float]) -> str:
+    """The text of one file: classes as whole numbers, other outputs as 32-bit floats.
+
+    Example:
+        >>> prediction_file("quora", ["a1"], [1.0])
+        'id \\t Predicted_Is_Paraphrase \\na1 , 1.0 \\n'
+    """
+    classes = TASKS[task].kind == "classes"
+    shown = [str(int(p)) if classes else str(np.float32(p)) for p in predictions]
+    rows = [f"{id} , {prediction} \n" for id, prediction in zip(ids, shown, strict=True)]
+    return f"id \t {_HEADERS[task]} \n" + "".join(rows)
