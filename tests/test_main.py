@@ -453,6 +453,9 @@ def test_ctrl_c_outside_training(call, empty_folder, monkeypatch):
         (["run", "--seeds", "two"], "two"),
         (["run", "--max-steps", "-1"], "--max-steps"),
         (["run", "--epochs", "0"], "--epochs"),
+        (["run", "--scale", "0"], "--scale"),
+        (["run", "--scale", "1.5"], "--scale"),
+        (["run", "--scale", "small"], "small"),
         (["run", "--precision", "fp8"], "fp8"),
         (["run", "--seed", "9" * 30], "seed"),
         (["run", "smet-walker/v2-dropout"], "smet-walker/v2-dropout-0."),
@@ -509,6 +512,23 @@ def test_every_recipe_is_checked_before_the_first_is_run(call, empty_folder):
     found = call("run", *recipes, *QUICK, "--set", "heads.sts.output=cos")
     assert_refused(found, LOSS_SUM, "heads.sts.output")
     assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_shortened_run_says_so(call):
+    """Each of two epochs is cut to a quarter, rounded up, and the report says by how much."""
+    setting = ("--set", "batch_size=4", "--epochs", "2")
+    assert call("run", LOSS_SUM, *setting, "--out", "whole").status == 0
+    assert call("run", LOSS_SUM, *setting, "--out", "cut", "--scale", "0.25").status == 0
+    whole, cut = (
+        [e["step"] for e in Record(run_folder(out, LOSS_SUM)).events() if e["event"] == "dev"]
+        for out in ("whole", "cut")
+    )
+    length = whole[0]
+    assert whole == [length, 2 * length]
+    assert cut == [math.ceil(length / 4), 2 * math.ceil(length / 4)]
+    assert "epochs shortened by 0.25" in call("report", "cut").out
+    assert "shortened" not in call("report", "whole").out
 
 
 @pytest.mark.usefixtures("small_corpus")

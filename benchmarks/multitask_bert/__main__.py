@@ -114,6 +114,13 @@ def _parser() -> argparse.ArgumentParser:
         "--max-steps", type=_positive, metavar="N", help="stop a run after N optimizer steps"
     )
     run.add_argument(
+        "--scale",
+        type=_scale,
+        default=1.0,
+        metavar="F",
+        help="shorten every epoch by the factor F, such as 0.05; the report says so",
+    )
+    run.add_argument(
         "--set",
         action="append",
         default=[],
@@ -204,6 +211,16 @@ def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
     return int(text)
+
+
+def _scale(text: str) -> float:
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 0 < factor <= 1:
+        raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, got {text!r}")
+    return factor
 
 
 def _seed(text: str) -> int:
@@ -328,6 +345,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
                 "encoder": encoder,
                 "seed": seed,
                 "max_steps": options.max_steps,
+                "scale": options.scale,
                 "device": str(device),
                 "precision": options.precision,
                 "command": ["python", "-m", "benchmarks.multitask_bert", *given],
@@ -341,6 +359,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
                 device=device,
                 precision=options.precision,
                 max_steps=options.max_steps,
+                scale=options.scale,
                 tokenized=tokenized,
                 config=config,
             )

@@ -31,6 +31,7 @@ class Plan:
         make_encoder: a fresh encoder and its tokenizer.
         folder: the run folder.
         max_steps: optimizer steps in all, whatever the epochs.
+        scale: by which every epoch of every stage is shortened.
         tokenized: splits already tokenized, shared by the runs of one command.
         config: what ``config.json`` says besides.
     """
@@ -43,6 +44,7 @@ class Plan:
     device: torch.device
     precision: str = "fp32"
     max_steps: int | None = None
+    scale: float = 1.0
     tokenized: dict[tuple[str, str, str, int], TokenizedSplit] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
 

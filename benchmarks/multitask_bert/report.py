@@ -212,10 +212,11 @@ def _remarks(section: Section, complaints: Sequence[str]) -> Iterator[str]:
 
 
 def _settings(config: Json) -> str:
-    steps = config.get("max_steps")
+    steps, scale = config.get("max_steps"), config.get("scale", 1.0)
+    length = "all steps of the epochs" if scale == 1 else f"**epochs shortened by {scale:g}**"
     return (
         f"Encoder {config.get('encoder', 'unknown')}, precision {config.get('precision', '?')}, "
-        f"{'all steps of the epochs' if steps is None else f'at most {steps} steps'}."
+        f"{length}{'' if steps is None else f', at most {steps} steps'}."
     )
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 
 import torch
 
@@ -36,28 +37,45 @@ def make_optimizer(
     return LossSum(base, tasks=tasks, monitor=len(tasks) > 1 and stage.sampling.name == "joint")
 
 
-def steps_per_epoch(stage: Stage, lengths: list[int]) -> int:
-    """Optimizer steps an epoch, of the numbers of batches that the tasks have."""
+def steps_per_epoch(stage: Stage, lengths: Sequence[int], scale: float = 1.0) -> int:
+    """Optimizer steps an epoch.
+
+    Args:
+        stage: whose epochs these are.
+        lengths: numbers of batches that the tasks have.
+        scale: shortens every epoch, of every task where they follow one another.
+
+    Example:
+        >>> from benchmarks.multitask_bert.recipe import Sampling
+        >>> stage = Stage(sampling=Sampling("joint", "largest"))
+        >>> steps_per_epoch(stage, [10, 95]), steps_per_epoch(stage, [10, 95], scale=0.1)
+        (95, 10)
+    """
     sampling = stage.sampling
     if sampling.name == "sequential":
-        return sum(lengths)
+        return sum(scaled(length, scale) for length in lengths)
     if sampling.num_batches is not None:
-        return sampling.num_batches
-    length = min(lengths) if sampling.epoch == "smallest" else max(lengths)
+        return scaled(sampling.num_batches, scale)
+    length = scaled(min(lengths) if sampling.epoch == "smallest" else max(lengths), scale)
     return length if sampling.name == "joint" else length * len(lengths)
 
 
+def scaled(number: int, scale: float) -> int:
+    """A shortened number of batches, at least one."""
+    return max(1, math.ceil(number * scale))
+
+
 def make_loader(
-    stage: Stage, loaders: Mapping[str, BatchLoader], seed: int
+    stage: Stage, loaders: Mapping[str, BatchLoader], seed: int, scale: float = 1.0
 ) -> MultiTaskLoader[Batch]:
     """The tasks' batches in the order of the stage's sampler."""
     num_batches = {task: len(loader) for task, loader in loaders.items()}
     num_examples = {task: len(loader.tokenized) for task, loader in loaders.items()}
     sampling = stage.sampling
-    steps = steps_per_epoch(stage, list(num_batches.values()))
+    steps = steps_per_epoch(stage, list(num_batches.values()), scale)
     sampler: TaskSampler
     if sampling.name == "sequential":
-        sampler = Sequential(num_batches)
+        sampler = Sequential({task: scaled(n, scale) for task, n in num_batches.items()})
     elif sampling.name == "proportional":
         sampler = Proportional(num_examples, num_steps=steps, seed=seed)
     elif sampling.name == "annealed":

@@ -257,7 +257,9 @@ class Training:
             for task in tasks
         }
         self.tasks_per_step = len(tasks) if stage.sampling.name == "joint" else 1
-        self.loader: MultiTaskLoader[Batch] = make_loader(stage, loaders, self.plan.seed)
+        self.loader: MultiTaskLoader[Batch] = make_loader(
+            stage, loaders, self.plan.seed, self.plan.scale
+        )
         momenta = [
             {**PROXIMITY, **regulariser.options}["momentum"]
             for regulariser in self.recipe.regularisers
@@ -489,7 +491,7 @@ class Training:
             lengths = [
                 -(-len(self.splits[task, "train"]) // stage.batch_size[task]) for task in tasks
             ]
-            total += stage.epochs * steps_per_epoch(stage, lengths)
+            total += stage.epochs * steps_per_epoch(stage, lengths, self.plan.scale)
         return total if self.plan.max_steps is None else min(total, self.plan.max_steps)
 
 
