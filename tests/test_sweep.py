@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.plan import Plan
-from benchmarks.multitask_bert.recipe import Recipe, Sampling, Stage
+from benchmarks.multitask_bert.recipe import Recipe, Regulariser, Sampling, Stage
 from benchmarks.multitask_bert.record import Record
 from benchmarks.multitask_bert.scratch import tiny_encoder
 from benchmarks.multitask_bert.synthetic import make_corpus
@@ -105,6 +105,25 @@ def test_an_interrupted_regime_resumes_exactly(tmp_path):
             Record(path).events() for path in (folder, tmp_path / "undisturbed")
         )
         assert ours["metrics"] == theirs["metrics"]
+
+
+def test_the_proximal_term_changes_the_run_and_resumes_exactly(tmp_path):
+    """No system of the reports has it, so the sweep does not reach it."""
+    base = find("smet-walker/v2-dropout-0.3")
+    stages = tuple(replace(cut(stage), lr=1e-2) for stage in base.stages)
+    plain = replace(base, stages=stages)
+    options = {"weight": 5.0, "momentum": 0.5}
+    proximal = replace(plain, regularisers=(Regulariser("bregman", options),))
+    for name, recipe in (("plain", plain), ("proximal", proximal)):
+        assert run(make_plan(tmp_path / name, recipe))
+    training = Training(make_plan(tmp_path / "interrupted", proximal))
+    assert not training.finish(lambda: training.progress.step >= 7)
+    assert run(make_plan(tmp_path / "interrupted", proximal), resume=True)
+    weights = {
+        name: (tmp_path / name / "model.safetensors").read_bytes()
+        for name in ("plain", "proximal", "interrupted")
+    }
+    assert weights["interrupted"] == weights["proximal"] != weights["plain"]
 
 
 def test_shortened_evaluation_ends_with_the_whole_split(tmp_path):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -79,7 +80,8 @@ def evaluate(
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
 ) -> Evaluation:
     """Predicts every batch of one task's split and measures it; arguments of :func:`predict`."""
-    first, *_ = batches = list(batches)
-    predictions, labels = predict(model, batches, device, precision)
+    batches = iter(batches)
+    first = next(batches)
+    predictions, labels = predict(model, chain([first], batches), device, precision)
     metric = accuracy if TASKS[first.task].metric == "accuracy" else pearson
     return Evaluation(predictions, labels, metric(predictions, labels))

@@ -129,7 +129,8 @@ class Training:
                 f"recipe {recipe.id}: max_length must be <= {encoder.config.max_positions} for "
                 f"this encoder, got {recipe.max_length} and an input of {longest} tokens"
             )
-        self._initial_encoder = copy.deepcopy(encoder.state_dict())
+        starts = [stage.start for stage in recipe.stages]
+        self._initial_encoder = copy.deepcopy(encoder.state_dict()) if "initial" in starts else {}
         self._ended_encoders: list[Mapping[str, Tensor]] = []
         self._begin_stage()
 
