@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from benchmarks.multitask_bert import metrics
-from benchmarks.multitask_bert.errors.markdown import Page
 from benchmarks.multitask_bert.errors.outcomes import Outcomes, read_outcomes
 from benchmarks.multitask_bert.errors.pairs import LONG_PAIR, PairErrors, binary_page, score_page
 from benchmarks.multitask_bert.errors.plots import draw_binary, draw_classes, draw_scores, save
@@ -26,6 +25,7 @@ from benchmarks.multitask_bert.errors.significance import (
     Verdict,
     judge,
 )
+from benchmarks.multitask_bert.markdown import Page
 from benchmarks.multitask_bert.runs import CONSTANT, Run, find_runs, metric_title
 
 if TYPE_CHECKING:

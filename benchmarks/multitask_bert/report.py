@@ -8,13 +8,14 @@ from __future__ import annotations
 import math
 import shlex
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 
 import numpy as np
 
 from benchmarks.multitask_bert import metrics
+from benchmarks.multitask_bert.markdown import bullets, table
 from benchmarks.multitask_bert.plots import write_plots
 from benchmarks.multitask_bert.runs import (
     CONSTANT,
@@ -114,7 +115,7 @@ def _section_lines(
         f"# Multi-task BERT on {section.data}: dev metrics",
         "",
         *_result_lines(section),
-        *_bullets(_remarks(section, complaints)),
+        *bullets(_remarks(section, complaints)),
         *_deviation_lines(section),
         *_conflict_lines(section),
         *[line for title, path in plots.items() for line in (f"![{title}]({path})", "")],
@@ -145,7 +146,7 @@ def _result_lines(section: Section) -> list[str]:
         values = {**constants, **{name: score(constants) for name, score in OVERALL.items()}}
         cells = [f"{values[c]:.3f}" if c in values else NONE for c in section.columns]
         rows.append([CONSTANT, NONE, NONE, *cells, NONE, NONE])
-    return _table(header, rows)
+    return table(header, rows)
 
 
 def _cell(section: Section, row: Row, column: str) -> str:
@@ -299,7 +300,7 @@ def _conflict_lines(section: Section) -> list[str]:
         "cosine ± std over logged steps",
         "share of steps in conflict ± std over seeds",
     ]
-    return [*heading, *_table(header, rows)]
+    return [*heading, *table(header, rows)]
 
 
 def _appendix_lines(section: Section) -> list[str]:
@@ -331,7 +332,7 @@ def _appendix_lines(section: Section) -> list[str]:
                 str(run.environment.get("date", "unknown")),
             ]
         )
-    lines += _table(header, rows)
+    lines += table(header, rows)
     machines: dict[str, list[str]] = {}
     for run in section.runs:
         machines.setdefault(_machine(run), []).append(f"`{run.folder}`")
@@ -367,21 +368,6 @@ def _machine(run: Run) -> str:
             f"GPU {gpu}" if gpu else "no GPU",
         )
     )
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
-    """Give a Markdown table whose columns line up as plain text too."""
-    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [
-        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-        for row in cells
-    ]
-    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""]
-
-
-def _bullets(texts: Iterable[str]) -> list[str]:
-    return [*(f"- {text}" for text in texts), ""]
 
 
 def _rate(speeds: Sequence[float]) -> str:

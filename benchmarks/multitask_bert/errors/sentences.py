@@ -20,9 +20,9 @@ from benchmarks.multitask_bert.errors.contrasts import (
     RateContrast,
 )
 from benchmarks.multitask_bert.errors.features import sentence_features
-from benchmarks.multitask_bert.errors.markdown import Page
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
 from benchmarks.multitask_bert.errors.significance import judge_exact, share_estimate, sign_test
+from benchmarks.multitask_bert.markdown import Page
 
 SHORT_SENTENCE = 10  # words
 LONG_SENTENCE = 25  # words

@@ -9,6 +9,22 @@ from pathlib import Path
 MAX_TEXT = 400  # characters of a quoted text
 
 
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """Lines of a table whose columns line up as plain text too."""
+    cells = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
+    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+    lines = [
+        "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
+        for row in cells
+    ]
+    return [lines[0], "|" + "|".join("-" * (width + 2) for width in widths) + "|", *lines[1:], ""]
+
+
+def bullets(texts: Iterable[str]) -> list[str]:
+    """Lines of a list."""
+    return [*(f"- {text}" for text in texts), ""]
+
+
 @dataclass
 class Page:
     """Lines of Markdown, and the cells of their tables.
@@ -34,21 +50,14 @@ class Page:
         self.lines += [text, ""]
 
     def bullets(self, texts: Iterable[str]) -> None:
-        self.lines += [*(f"- {text}" for text in texts), ""]
+        self.lines += bullets(texts)
 
     def image(self, title: str, path: Path) -> None:
         self.lines += [f"![{title}]({path.as_posix()})", ""]
 
     def table(self, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         self.cells += [cell for row in rows for cell in row]
-        texts = [[cell.replace("|", "\\|") for cell in row] for row in (header, *rows)]
-        widths = [max(map(len, column)) for column in zip(*texts, strict=True)]
-        drawn = [
-            "| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |"
-            for row in texts
-        ]
-        rule = "|" + "|".join("-" * (width + 2) for width in widths) + "|"
-        self.lines += [drawn[0], rule, *drawn[1:], ""]
+        self.lines += table(header, rows)
 
     def examples(self, title: str, found: Sequence[tuple[str, Sequence[str]]], total: int) -> None:
         """Quote texts below a line each, as they are and folded away; nothing where there is none.
