@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -120,16 +120,19 @@ class GradientBuffer:
             for slot, grad in self._loose.pop(parameter).items():
                 self._home[parameter].view(parameter, slot).copy_(grad)
 
-    def gram(self, gram_matrix: Gram, *, alone: bool) -> Tensor:  # [T, T]
+    def gram(
+        self, gram_matrix: Gram, *, alone: bool, only: Collection[Tensor] | None = None
+    ) -> Tensor:  # [T, T]
         """Gram matrix of the slots, over the shared parameters.
 
         Args:
             gram_matrix: the kernel.
             alone: whether parameters that one task alone reached count as well.
+            only: the parameters that count; by default all.
         """
         num_slots = len(self.slots)
         total: Tensor | None = None
-        for part, slots in self._parts(alone=alone):
+        for part, slots in self._parts(alone=alone, only=only):
             gram = gram_matrix(part)
             if total is None:
                 total = gram.new_zeros(num_slots, num_slots)
@@ -208,14 +211,17 @@ class GradientBuffer:
         kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
         return kept.copy_(grad)
 
-    def _parts(self, *, alone: bool) -> Iterable[tuple[Tensor, list[int]]]:
+    def _parts(
+        self, *, alone: bool, only: Collection[Tensor] | None
+    ) -> Iterable[tuple[Tensor, list[int]]]:
         """Matrices ``[slots, columns]`` that together hold every gradient, and their slots."""
         every = list(range(len(self.slots)))
         for rows in self._row_sets:
             if rows.matrix is not None:
-                yield rows.matrix[: len(every)], every
-        for loose in self._loose.values():
-            if len(loose) > 1 or alone:
+                for start, end in rows.runs(only):
+                    yield rows.matrix[: len(every), start:end], every
+        for parameter, loose in self._loose.items():
+            if (len(loose) > 1 or alone) and (only is None or parameter in only):
                 for block in _blocks(loose.values()):
                     yield torch.stack(block), list(loose)
 
@@ -288,6 +294,20 @@ class _Rows:
         self._views = [
             {p: _like(p, row, start) for p, start in self.segments.items()} for row in larger
         ]
+
+    def runs(self, only: Collection[Tensor] | None) -> list[tuple[int, int]]:
+        """The columns of some parameters, or of all, as few pieces."""
+        if only is None:
+            return [(0, self.num_columns)]
+        found: list[tuple[int, int]] = []
+        for parameter, start in self.segments.items():
+            if parameter in only:
+                end = start + parameter.numel()
+                if found and found[-1][1] == start:
+                    found[-1] = (found[-1][0], end)
+                else:
+                    found.append((start, end))
+        return found
 
     def view(self, parameter: Tensor, slot: int) -> Tensor:
         """A parameter's segment of a row, in the shape of the parameter."""

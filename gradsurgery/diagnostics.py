@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,10 @@ class Diagnostics:
         task_names: names of all N tasks met so far.
         gram: inner products of the tasks' gradients, ``[T, T]``.
         weights: what the gradients of the shared parameters were multiplied by, ``[T]``.
+        coefficients: how much of every original gradient each task's projected gradient holds,
+            ``[T, T]``; of PCGrad alone.
+        group_names: names of the K groups of parameters that are watched.
+        group_grams: inner products over each group alone, ``[K, T, T]``.
         num_surgeries: surgeries recorded so far.
 
     Example:
@@ -38,9 +42,12 @@ class Diagnostics:
     def __init__(self) -> None:
         self.tasks: tuple[Hashable, ...] = ()
         self.task_names: tuple[Hashable, ...] = ()
+        self.group_names: tuple[str, ...] = ()
         self.num_surgeries = 0
         self._gram: Tensor | None = None
         self._weights: Tensor | None = None
+        self._coefficients: Tensor | None = None
+        self._group_grams: Tensor | None = None
         self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
         self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
 
@@ -51,6 +58,8 @@ class Diagnostics:
         task_names: Sequence[Hashable],
         gram: Tensor,  # [T, T]
         weights: Tensor,  # [T]
+        coefficients: Tensor | None = None,  # [T, T]
+        groups: Mapping[str, Tensor] | None = None,  # [T, T] each
     ) -> None:
         """Takes note of one surgery.
 
@@ -60,9 +69,14 @@ class Diagnostics:
             task_names: names of all N tasks.
             gram: inner products of their gradients, ``[T, T]``.
             weights: what their gradients are multiplied by, ``[T]``.
+            coefficients: the projected gradients in terms of the original ones, ``[T, T]``.
+            groups: inner products over groups of parameters, ``[T, T]`` each.
         """
         self.tasks, self.task_names = tuple(tasks), tuple(task_names)
         self._gram, self._weights = gram, weights
+        self._coefficients = coefficients
+        self.group_names = tuple(groups or ())
+        self._group_grams = torch.stack(list(groups.values())) if groups else None
         self.num_surgeries += 1
         num_tasks = len(task_names)
         self._met = _grown(self._met, num_tasks, gram.device)
@@ -85,15 +99,34 @@ class Diagnostics:
         return _recorded(self._weights)
 
     @property
+    def coefficients(self) -> Tensor:  # [T, T]
+        return _recorded(self._coefficients, "a surgery by projection; only PCGrad projects")
+
+    @property
+    def group_grams(self) -> Tensor:  # [K, T, T]
+        return _recorded(self._group_grams, "a surgery with groups; call optimizer.watch() first")
+
+    @property
     def norms(self) -> Tensor:  # [T]
         """Norm of each task's gradient, ``[T]``, in the units of the loss per parameter."""
         return self.gram.diagonal().sqrt()
 
     @property
+    def norms_after(self) -> Tensor:  # [T]
+        """Norm of each task's gradient after its projection, ``[T]``; of PCGrad alone."""
+        coefficients = self.coefficients.to(self.gram.dtype)
+        squared = (coefficients @ self.gram * coefficients).sum(-1)
+        return squared.clamp_min(0).sqrt()
+
+    @property
     def cosines(self) -> Tensor:  # [T, T]
         """Cosines between the tasks' gradients, ``[T, T]``; 0 for a gradient that is all zero."""
-        norms = self.norms
-        return torch.where(self.gram == 0, 0.0, self.gram / norms / norms.unsqueeze(-1))
+        return _cosines(self.gram)
+
+    @property
+    def group_cosines(self) -> Tensor:  # [K, T, T]
+        """The same over each watched group of parameters alone, ``[K, T, T]``."""
+        return _cosines(self.group_grams)
 
     @property
     def conflicts(self) -> Tensor:  # [T, T]
@@ -122,7 +155,8 @@ class Diagnostics:
 
         Returns:
             ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a``, ``cosine/a~b`` and
-            ``conflict_rate/a~b``; empty before the first surgery.
+            ``conflict_rate/a~b``; of PCGrad ``norm_after/a``, and for each watched group
+            ``cosine@group/a~b``. Empty before the first surgery.
         """
         if self._gram is None:
             return {}
@@ -130,10 +164,17 @@ class Diagnostics:
         names += [f"norm/{task}" for task in self.tasks]
         names += [f"weight/{task}" for task in self.tasks]
         values = [self.norm_before[None], self.norm_after[None], self.norms, self.weights]
-        for kind, matrix, tasks in (
+        if self._coefficients is not None:
+            names += [f"norm_after/{task}" for task in self.tasks]
+            values.append(self.norms_after)
+        matrices = [
             ("cosine", self.cosines, self.tasks),
             ("conflict_rate", self.conflict_rate, self.task_names),
-        ):
+        ]
+        if self._group_grams is not None:
+            of_groups = zip(self.group_names, self.group_cosines, strict=True)
+            matrices += [(f"cosine@{name}", cosines, self.tasks) for name, cosines in of_groups]
+        for kind, matrix, tasks in matrices:
             upper = torch.ones(len(tasks), len(tasks), dtype=torch.bool).triu(1).nonzero().tolist()
             names += [f"{kind}/{tasks[i]}~{tasks[j]}" for i, j in upper]
             values += [matrix[i, j][None] for i, j in upper]
@@ -180,13 +221,18 @@ class Diagnostics:
         )
 
 
-def _recorded(value: Tensor | None) -> Tensor:
+def _recorded(
+    value: Tensor | None,
+    what: str = "the first surgery; call step() first (LossSum and WeightedSum need monitor=True)",
+) -> Tensor:
     if value is None:
-        raise ValueError(
-            "diagnostics: nothing to read before the first surgery; call step() first "
-            "(LossSum and WeightedSum need monitor=True)"
-        )
+        raise ValueError(f"diagnostics: nothing to read before {what}")
     return value
+
+
+def _cosines(gram: Tensor) -> Tensor:  # [..., T, T] -> [..., T, T]
+    norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
+    return torch.where(gram == 0, 0.0, gram / norms.unsqueeze(-2) / norms.unsqueeze(-1))
 
 
 def _grown(counts: Tensor | None, num_tasks: int, device: torch.device) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradsurgery.weighting import pcgrad_weights, projection_order
+from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
 from gradsurgery.wrapper import Handling, MultiTaskOptimizer, Weighting, check_integer
 
 
@@ -135,9 +135,9 @@ class WeightedSum(LossSum):
     def _choose_handling(self) -> Handling:
         return "weighted"
 
-    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:
+    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, None]:
         weights = [gram.new_full((), self._loss_weight(task)) for task in of_tasks]
-        return torch.stack(weights)
+        return torch.stack(weights), None
 
     def _loss_weight(self, task: int) -> float:
         return self.weights[self._names[task]]
@@ -222,10 +222,12 @@ class PCGrad(MultiTaskOptimizer):
             return "plain"
         return "apart" if since % self.every == 0 or not self._last else "weighted"
 
-    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:
+    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
         if self._clock is None or self._clock.device != gram.device:
             self._clock = torch.full((), self._num_steps, dtype=torch.int64, device=gram.device)
-        return pcgrad_weights(gram, projection_order(len(of_tasks), self.seed, self._clock))
+        order = projection_order(len(of_tasks), self.seed, self._clock)
+        coefficients = pcgrad_coefficients(gram, order)
+        return coefficients.sum(-2), coefficients
 
     def _write(self, weights: Tensor) -> None:
         if self.every > 1:

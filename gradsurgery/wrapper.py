@@ -114,6 +114,7 @@ class MultiTaskOptimizer(Optimizer):
         self._names: list[Hashable] = names
         self._names_are_fixed = tasks is not None
         self._buffer = GradientBuffer(buffer_dtype)
+        self._watched: dict[str, frozenset[Tensor]] = {}
         self._handling: Handling | None = None  # None until the step's first block
         self._is_open = False
         self._num_steps = 0
@@ -208,9 +209,14 @@ class MultiTaskOptimizer(Optimizer):
         buffer.settle()
         gram = buffer.gram(chosen.gram_matrix, alone=self.scope == "all")
         gram = _picked(_picked(gram, slots).T, slots).T
-        weights = self._weigh(gram, of_tasks)
+        weights, coefficients = self._weigh(gram, of_tasks)
+        groups = {
+            name: _picked(_picked(part, slots).T, slots).T
+            for name, parameters in self._watched.items()
+            for part in [buffer.gram(chosen.gram_matrix, alone=False, only=parameters)]
+        }
         names = [self._names[task] for task in of_tasks]
-        self.diagnostics.record(names, of_tasks, self._names, gram, weights)
+        self.diagnostics.record(names, of_tasks, self._names, gram, weights, coefficients, groups)
         if self._handling == "apart":
             self._write(_picked(weights, [of_tasks.index(task) for task in buffer.slots]))
         buffer.clear()
@@ -248,6 +254,22 @@ class MultiTaskOptimizer(Optimizer):
             self._clock += 1
         self._handling = None
         return result
+
+    def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
+        """Lets the diagnostics tell conflicts in groups of parameters apart, such as layers.
+
+        Each group costs one more pass over its gradients in every surgery from now on; an empty
+        mapping ends it.
+
+        Args:
+            groups: parameters by a name of the group; a parameter may be in several.
+
+        Example:
+            >>> model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(2, 1)})
+            >>> optimizer = MultiTaskOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), len)
+            >>> optimizer.watch({name: part.parameters() for name, part in model.items()})
+        """
+        self._watched = {name: frozenset(parameters) for name, parameters in groups.items()}
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets every gradient, those kept apart included."""
@@ -309,8 +331,13 @@ class MultiTaskOptimizer(Optimizer):
         """What becomes of the tasks' gradients in the step that begins."""
         return "apart"
 
-    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:  # [T, T] -> [T]
-        """Weights of the tasks of this step, numbered by ``of_tasks``."""
+    def _weigh(
+        self,
+        gram: Tensor,  # [T, T]
+        of_tasks: Sequence[int],
+    ) -> tuple[Tensor, Tensor | None]:  # [T], [T, T]
+        """Weights of the tasks of this step, numbered by ``of_tasks``; and of a method that
+        projects each gradient, what the projections are made of."""
         weights = self.weighting(gram)
         if not isinstance(weights, Tensor):
             raise TypeError(f"weighting: must return a tensor, got {type(weights).__name__}")
@@ -319,7 +346,7 @@ class MultiTaskOptimizer(Optimizer):
                 f"weighting: must return {len(of_tasks)} weights for a Gram matrix of "
                 f"{len(of_tasks)} tasks, got shape {tuple(weights.shape)}"
             )
-        return weights.detach().to(gram.device, gram.dtype, non_blocking=True)
+        return weights.detach().to(gram.device, gram.dtype, non_blocking=True), None
 
     def _loss_weight(self, task: int) -> float:
         """Weight of a task's loss, where gradients are not kept apart."""

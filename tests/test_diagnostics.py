@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery import Diagnostics, LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
+from gradsurgery import (
+    Diagnostics,
+    LossSum,
+    MultiTaskOptimizer,
+    PCGrad,
+    WeightedSum,
+    projection_order,
+)
+from tests.oracle import project
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -216,7 +224,68 @@ def test_summary_is_flat_and_on_the_host():
         pair = "abc"[i] + "~" + "abc"[j]
         assert summary[f"cosine/{pair}"] == pytest.approx(float(seen.cosines[i, j]))
         assert summary[f"conflict_rate/{pair}"] == float(seen.conflicts[i, j])
-    assert len(summary) == 2 + 2 * 3 + 2 * 3
+    for i, name in enumerate("abc"):
+        assert summary[f"norm_after/{name}"] == pytest.approx(float(seen.norms_after[i]))
+    assert len(summary) == 2 + 3 * 3 + 2 * 3
+
+
+def test_norms_after_projection_against_the_oracle():
+    parameter, optimizer = optimizer_on(PCGrad, seed=3)
+    surgery(parameter, optimizer, some("abcd"))
+    order = projection_order(4, seed=3, step=0)
+    rows = np.array(list(GRADS.values()))
+    expected = [
+        np.linalg.norm(project(rows, i, visits)[0]) for i, visits in enumerate(order.tolist())
+    ]
+    found = optimizer.diagnostics.norms_after
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+    assert (found < optimizer.diagnostics.norms - 1e-3).any()
+    parameter, optimizer = optimizer_on(WRAPPERS["loss-sum"])
+    surgery(parameter, optimizer, some("ab"))
+    with pytest.raises(ValueError, match="only PCGrad projects"):
+        _ = optimizer.diagnostics.norms_after
+
+
+@pytest.mark.parametrize("method", [PCGrad, WRAPPERS["loss-sum"]])
+@pytest.mark.parametrize("num_steps", [1, 3])  # kept loose in the first step, then in rows
+def test_groups_of_parameters_against_numpy(method, num_steps):
+    sizes = {"a": (2, 3), "b": (64,), "c": (5,), "d": (64, 2)}
+    model = nn.ParameterDict({name: torch.zeros(size) for name, size in sizes.items()})
+    unused = nn.Parameter(torch.zeros(3))
+    optimizer = method(torch.optim.SGD([*model.values(), unused], lr=0.1))
+    groups = {"first": ["a", "b"], "ends": ["a", "d"], "nothing": []}
+    optimizer.watch({name: [model[key] for key in keys] for name, keys in groups.items()})
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(num_steps):
+        grads = [{k: torch.randn(s, generator=generator) for k, s in sizes.items()} for _ in "xyz"]
+        optimizer.zero_grad()
+        for task, of_task in zip("xyz", grads, strict=True):
+            with optimizer.task(task):
+                sum((model[k] * g).sum() for k, g in of_task.items()).backward()
+        optimizer.step()
+    seen = optimizer.diagnostics
+    assert seen.group_names == tuple(groups)
+    for found, keys in zip(seen.group_grams, groups.values(), strict=True):
+        rows = np.array(
+            [np.concatenate([g[k].numpy().ravel() for k in keys] or [[]]) for g in grads]
+        )
+        np.testing.assert_allclose(found, rows @ rows.T, rtol=1e-5, atol=1e-6)
+    name = "cosine@ends/x~z"
+    assert seen.summary()[name] == pytest.approx(float(seen.group_cosines[1, 0, 2]))
+    assert seen.group_cosines[2].tolist() == [[0.0] * 3] * 3
+
+
+def test_groups_are_watched_until_told_otherwise():
+    parameter, optimizer = optimizer_on(PCGrad)
+    optimizer.watch({"all": [parameter]})
+    surgery(parameter, optimizer, some("ab"))
+    np.testing.assert_allclose(
+        optimizer.diagnostics.group_cosines[0], optimizer.diagnostics.cosines
+    )
+    optimizer.watch({})
+    surgery(parameter, optimizer, some("ab"))
+    with pytest.raises(ValueError, match=r"call optimizer\.watch"):
+        _ = optimizer.diagnostics.group_cosines
 
 
 def test_plot_of_the_cosines():

@@ -16,7 +16,7 @@ from benchmarks.multitask_bert.batches import (
     word_tokenizer,
 )
 from benchmarks.multitask_bert.data import Example, Split
-from benchmarks.multitask_bert.evaluate import evaluate, predictions_of
+from benchmarks.multitask_bert.evaluate import evaluate, legacy_metrics, predictions_of
 from benchmarks.multitask_bert.tasks import TASKS
 
 CPU = torch.device("cpu")
@@ -106,6 +106,29 @@ def test_predictions_and_metric_in_the_order_of_the_split(task, batch_size):
         metric = np.mean(expected == np.array(labels))
         assert 0.2 < metric < 1
     assert found.metric == pytest.approx(metric, abs=1e-12)
+
+
+def test_legacy_evaluations_against_numpy():
+    tokenized, labels = make_split("sts")
+    outputs = make_outputs("sts", labels) + 0.37
+    labels = [label + 0.8 * (i % 2) for i, label in enumerate(labels)]
+    found = legacy_metrics(TASKS["sts"], outputs, torch.tensor(labels))
+    squeezed, cut = 1 / (1 + np.exp(-outputs.numpy().astype(float))), np.floor(labels)
+    assert found == {
+        "sigmoid": pytest.approx(np.corrcoef(squeezed, labels)[0, 1], abs=1e-6),
+        "integer-labels": pytest.approx(np.corrcoef(outputs.numpy(), cut)[0, 1], abs=1e-6),
+        "both": pytest.approx(np.corrcoef(squeezed, cut)[0, 1], abs=1e-6),
+    }
+    batches = evaluation_batches(tokenized, 4)
+    assert evaluate(StandIn(outputs), batches, CPU).legacy["sigmoid"] != found["sigmoid"]
+
+
+def test_a_second_sigmoid_calls_nearly_everything_a_paraphrase():
+    logits = torch.tensor([-200.0, -10.0, 0.0, 10.0])
+    labels = torch.tensor([0.0, 0.0, 0.0, 1.0])
+    # Only a probability of about 1e-7 or less is still rounded down.
+    assert legacy_metrics(TASKS["quora"], logits, labels) == {"double-sigmoid": 0.5}
+    assert legacy_metrics(TASKS["sst"], torch.zeros(4, 5), labels) == {}
 
 
 def test_any_order_of_batches_gives_the_same():

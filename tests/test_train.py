@@ -224,6 +224,20 @@ def test_loss_sum_measures_conflicts_too(tmp_path):
         assert all(-1 <= cosine <= 1 for cosine in event["cosines"].values())
         assert all(0 <= rate <= 1 for rate in event["conflict_rate"].values())
         assert event["norm_after"] == pytest.approx(event["norm_before"], rel=1e-6)
+        assert event["norms_after"] is None
+
+
+def test_gradients_are_told_apart_by_layer(tmp_path):
+    assert run(make_plan(tmp_path, make_recipe(make_stage("pcgrad"))))
+    for event in events_of(tmp_path, "train"):
+        layers = event["layer_cosines"]
+        assert list(layers) == ["embeddings", "layer 1", "layer 2"]  # the mean needs no pooler
+        assert all(set(layer) == set(event["cosines"]) for layer in layers.values())
+        # The whole is a weighted mean of its parts.
+        for pair, cosine in event["cosines"].items():
+            parts = [abs(layer[pair]) for layer in layers.values()]
+            assert abs(cosine) <= max(parts) + 1e-6
+        assert all(event["norms_after"][t] <= event["norms"][t] * (1 + 1e-6) for t in TASKS)
 
 
 # The same again.
@@ -612,7 +626,7 @@ def test_selection(tmp_path, monkeypatch, selection, kept):
         if task == TASKS[0]:
             weights.append({name: x.clone() for name, x in model.state_dict().items()})
         epoch = len(weights)
-        return Evaluation([float(epoch)] * NUM_DEV, [1.0] * NUM_DEV, SCRIPT[epoch - 1][task])
+        return Evaluation([float(epoch)] * NUM_DEV, [1.0] * NUM_DEV, SCRIPT[epoch - 1][task], {})
 
     monkeypatch.setattr(train, "evaluate", scripted)
     stage = make_stage(epochs=4, sampling=Sampling("joint", "batches", 1))

@@ -63,7 +63,7 @@ def write_predictions(
             tokenized = TokenizedSplit(
                 split, tokenizer, recipe.pairs.get(task, ""), recipe.max_length
             )
-            found, _ = predict(model, evaluation_batches(tokenized, _BATCH), torch.device("cpu"))
+            found = predict(model, evaluation_batches(tokenized, _BATCH), torch.device("cpu"))
             text = prediction_file(task, [example.id for example in split.examples], found)
             path = out / f"{_NAMES[task]}-{name}-output.csv"
             write_whole(path, text.encode())

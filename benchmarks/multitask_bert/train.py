@@ -71,6 +71,7 @@ class Progress:
     best_epoch: int = 0
     num_epochs: int = 0  # over all stages
     best_metrics: dict[str, float] = field(default_factory=dict)
+    best_legacy: dict[str, dict[str, float]] = field(default_factory=dict)
 
 
 def run(plan: Plan, *, resume: bool = False) -> bool:
@@ -118,6 +119,12 @@ class Training:
         torch.manual_seed(plan.seed)
         encoder, tokenizer = plan.make_encoder(recipe)
         self.model = MultiTaskModel(encoder, recipe).to(plan.device)
+        layers = self.model.encoder.layers
+        self._layers = {
+            "embeddings": list(self.model.encoder.embeddings.parameters()),
+            **{f"layer {i}": list(layer.parameters()) for i, layer in enumerate(layers, start=1)},
+            "pooler": list(self.model.encoder.pooler.parameters()),
+        }
         self.splits = {
             (task, split): self._tokenized(task, split, tokenizer)
             for task in recipe.tasks
@@ -292,6 +299,9 @@ class Training:
             if not step:
                 break
             self.optimizer.zero_grad()
+            # Layer by layer only where somebody is told, since each layer costs a pass.
+            is_logged = self._is_logged(progress.step + 1)
+            self.optimizer.watch(self._layers if is_logged else {})
             for task, batch in step:
                 with self.optimizer.task(task):
                     loss = self._loss(stage, batch.to(self.plan.device))
@@ -308,7 +318,7 @@ class Training:
                 self._proximity.follow(self.model)
             progress.step += 1
             bar.update()
-            if progress.step % LOG_EVERY == 0 or self._is_at_limit():
+            if is_logged:
                 means = {
                     task: float(total) / self._loss_counts[task]
                     for task, total in self._loss_sums.items()
@@ -347,14 +357,11 @@ class Training:
     def _log(self, losses: Mapping[str, float], bar: Any) -> None:
         progress = self.progress
         summary = self.optimizer.diagnostics.summary()
-        pairs = {
-            kind: {
-                name.partition("/")[2]: None if value != value else value
-                for name, value in summary.items()
-                if name.startswith(kind + "/")
-            }
-            for kind in ("cosine", "conflict_rate")
-        }
+        found: dict[str, dict[str, float | None]] = {}
+        for name, value in summary.items():
+            kind, _, key = name.partition("/")
+            if key:
+                found.setdefault(kind, {})[key] = None if value != value else value
         self.record.append(
             {
                 "event": "train",
@@ -364,15 +371,23 @@ class Training:
                 "seconds": round(progress.seconds, 3),
                 "samples": progress.samples,
                 "losses": losses,
-                "cosines": pairs["cosine"],
-                "conflict_rate": pairs["conflict_rate"] or None,
+                "cosines": found.get("cosine", {}),
+                "conflict_rate": found.get("conflict_rate"),
+                "layer_cosines": {
+                    kind.partition("@")[2]: cosines
+                    for kind, cosines in found.items()
+                    # A layer that no task reaches, such as the pooler of a mean, has none.
+                    if kind.startswith("cosine@") and any(cosines.values())
+                },
+                "norms": found.get("norm"),
+                "norms_after": found.get("norm_after"),
                 "norm_before": summary.get("norm_before"),
                 "norm_after": summary.get("norm_after"),
             }
         )
         shown = {task: f"{loss:.3f}" for task, loss in losses.items()}
         shown["samples/s"] = f"{progress.samples / max(progress.seconds, 1e-9):.0f}"
-        rates = [rate for rate in pairs["conflict_rate"].values() if rate is not None]
+        rates = [rate for rate in found.get("conflict_rate", {}).values() if rate is not None]
         if rates:
             shown["conflicts"] = f"{sum(rates) / len(rates):.0%}"
         bar.set_postfix(shown, refresh=False)
@@ -400,6 +415,7 @@ class Training:
             progress.best_score = score
             progress.best_epoch = progress.num_epochs
             progress.best_metrics = metrics
+            progress.best_legacy = _legacy(found)
             save_model(self.record.folder / "model.safetensors", self.model)
             if not recipe.dev_batches:
                 self._write_predictions(found)
@@ -414,6 +430,7 @@ class Training:
                 "mean": scores["mean"],
                 "normalised": scores["normalised"],
                 "best": best,
+                "legacy": _legacy(found),
                 "degenerate": [
                     task
                     for task, each in found.items()
@@ -438,6 +455,7 @@ class Training:
             load_model(self.record.folder / "model.safetensors", self.model)
             found = {task: self._evaluate(task) for task in self.recipe.tasks}
             progress.best_metrics = {task: each.metric for task, each in found.items()}
+            progress.best_legacy = _legacy(found)
             self._write_predictions(found)
         rate = progress.samples / progress.seconds if progress.seconds else None
         self.record.append(
@@ -449,6 +467,7 @@ class Training:
                 "metrics": progress.best_metrics,
                 "mean": overall_mean(progress.best_metrics),
                 "normalised": overall_normalised(progress.best_metrics),
+                "legacy": progress.best_legacy,
                 "train_seconds": round(progress.seconds, 3),
                 "samples_per_second": rate,
                 "eval_samples_per_second": progress.eval_samples / progress.eval_seconds,
@@ -485,6 +504,9 @@ class Training:
         limit = self.plan.max_steps
         return limit is not None and self.progress.step >= limit
 
+    def _is_logged(self, step: int) -> bool:
+        return step % LOG_EVERY == 0 or step == self.plan.max_steps
+
     def _total_steps(self) -> int:
         total = 0
         for stage in self.recipe.stages:
@@ -494,6 +516,10 @@ class Training:
             ]
             total += stage.epochs * steps_per_epoch(stage, lengths, self.plan.scale)
         return total if self.plan.max_steps is None else min(total, self.plan.max_steps)
+
+
+def _legacy(found: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
+    return {task: each.legacy for task, each in found.items() if each.legacy}
 
 
 def _average(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
