@@ -830,6 +830,22 @@ def test_the_mean_is_the_sum_divided_by_the_tasks(tmp_path, scope):
     torch.testing.assert_close(mean * len(TASKS), total)
 
 
+def test_every_sample_of_the_same_weight(tmp_path):
+    """The gradient of the sum over all samples, whichever task has how many of them."""
+    sizes = {"sst": 8, "quora": 12, "sts": 4}
+    calm = {"encoder_dropout": 0.0, "head_dropout": 0.0}
+    recipe = make_recipe(make_stage("loss-sum", batch_size=sizes, weighting="sample"), **calm)
+    training = Training(make_plan(tmp_path / "by hand", recipe))
+    (step, *_) = steps_of(training, 0)
+    for task, batch in step:
+        assert len(batch) == sizes[task]
+        # Times 3 tasks / 24 samples: a task of the average size keeps its mean.
+        (by_hand(training.model(batch), batch.labels, task) * len(batch) * 3 / 24).backward()
+    grads = [p.grad.flatten() for p in training.model.parameters() if p.grad is not None]
+    found = gradients_of(recipe, tmp_path / "run")[0]
+    torch.testing.assert_close(found, torch.cat(grads))
+
+
 def test_scopes_differ(tmp_path):
     found = [
         gradients_of(make_recipe(make_stage(scope=scope)), tmp_path / scope)[0]

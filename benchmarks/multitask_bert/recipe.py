@@ -93,6 +93,8 @@ class Stage:
             ``average`` of the encoders that the ``initial`` stages before it ended with; the heads
             go on in any case.
         reduction, scope: of PCGrad.
+        weighting: what counts the same in the sum of the losses, each ``task`` or each ``sample``,
+            of which a larger batch has more.
     """
 
     epochs: int = 10
@@ -107,6 +109,19 @@ class Stage:
     start: str = "continue"
     reduction: Literal["sum", "mean"] = "mean"
     scope: Literal["shared", "all"] = "all"
+    weighting: Literal["task", "sample"] = "task"
+
+    def loss_weights(self, tasks: Sequence[str]) -> dict[str, float]:
+        """What each task's mean loss is multiplied by; 1 on average.
+
+        Example:
+            >>> Stage(batch_size={"sst": 6, "sts": 2}, weighting="sample").loss_weights(["sst", "sts"])
+            {'sst': 1.5, 'sts': 0.5}
+        """
+        if self.weighting == "task":
+            return dict.fromkeys(tasks, 1.0)
+        total = sum(self.batch_size[task] for task in tasks)
+        return {task: self.batch_size[task] * len(tasks) / total for task in tasks}
 
 
 @dataclass(frozen=True)
@@ -360,6 +375,7 @@ def _check(recipe: Recipe) -> None:
         check_choice(f"{where}.trainable", stage.trainable, ("all", "heads"))
         check_choice(f"{where}.reduction", stage.reduction, ("sum", "mean"))
         check_choice(f"{where}.scope", stage.scope, ("shared", "all"))
+        check_choice(f"{where}.weighting", stage.weighting, ("task", "sample"))
         check(stage.epochs >= 0, f"{where}.epochs", "at least 0", stage.epochs)
         check(stage.lr > 0, f"{where}.lr", "above 0", stage.lr)
         counted = stage.sampling.epoch == "batches"

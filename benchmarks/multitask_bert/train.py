@@ -264,6 +264,7 @@ class Training:
             )
             for task in tasks
         }
+        self._loss_weights = stage.loss_weights(tasks)
         self.tasks_per_step = len(tasks) if stage.sampling.name == "joint" else 1
         self.loader: MultiTaskLoader[Batch] = make_loader(
             stage, loaders, self.plan.seed, self.plan.scale
@@ -305,7 +306,7 @@ class Training:
             for task, batch in step:
                 with self.optimizer.task(task):
                     loss = self._loss(stage, batch.to(self.plan.device))
-                    loss.backward()
+                    (self._loss_weights[task] * loss).backward()
                 total = self._loss_sums.get(task)
                 self._loss_sums[task] = loss.detach() if total is None else total + loss.detach()
                 self._loss_counts[task] = self._loss_counts.get(task, 0) + 1

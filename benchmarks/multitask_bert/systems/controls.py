@@ -42,6 +42,11 @@ def recipes(systems: Mapping[str, Recipe]) -> Iterator[Recipe]:
         description="jiang-yu/baseline with the batches of finetune-1",
     )
     yield replace(
+        baseline.in_every_stage(weighting="sample"),
+        id="control/jiang-yu-baseline-per-sample",
+        description="jiang-yu/baseline with every sample, not every task, of the same weight",
+    )
+    yield replace(
         surgery.in_every_stage(batch_size=baseline.stages[0].batch_size),
         id="control/jiang-yu-finetune-1-8-141-6",
         description="jiang-yu/finetune-1 with the batches of the baseline",
