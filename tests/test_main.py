@@ -281,11 +281,12 @@ def test_a_recipe_asked_for_twice_is_run_once(call):
 
 
 @pytest.mark.usefixtures("small_corpus")
-def test_resume_leaves_complete_runs(call):
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_complete_runs_are_left_as_they_are(call, resume):
     assert call("run", PCGRAD, *QUICK).status == 0
     before = files_of(Path("runs"))
     times = {path: path.stat().st_mtime_ns for path in Path("runs").rglob("*")}
-    found = call("run", PCGRAD, *QUICK, "--resume")
+    found = call("run", PCGRAD, *QUICK, *resume)
     assert found.status == 0
     assert "complete" in found.out
     assert files_of(Path("runs")) == before
@@ -305,10 +306,11 @@ def test_resume_adds_what_is_missing(call):
 
 
 @pytest.mark.usefixtures("small_corpus")
-def test_an_existing_run_is_not_overwritten(call):
+def test_an_unfinished_run_is_not_overwritten(call):
     assert call("run", PCGRAD, *QUICK).status == 0
+    forget_the_end(run_folder("runs"))
     before = files_of(Path("runs"))
-    assert_refused(call("run", *QUICK), "seed-11711", "--resume")
+    assert_refused(call("run", *QUICK), "seed-11711", "unfinished", "--resume")
     assert files_of(Path("runs")) == before
 
 
@@ -322,10 +324,11 @@ def test_an_existing_run_is_not_overwritten(call):
         (["--precision", "bf16"], "precision"),
     ],
 )
-def test_resume_with_other_arguments_is_refused(call, arguments, word):
+@pytest.mark.parametrize("resume", [[], ["--resume"]])
+def test_other_arguments_are_refused(call, arguments, word, resume):
     assert call("run", PCGRAD, *QUICK).status == 0
     before = files_of(Path("runs"))
-    assert_refused(call("run", PCGRAD, *QUICK, *arguments, "--resume"), word)
+    assert_refused(call("run", PCGRAD, *QUICK, *arguments, *resume), word)
     assert files_of(Path("runs")) == before
 
 

@@ -61,6 +61,17 @@ def test_a_stage_field_sets_every_stage():
     assert deviations == ["lr set to 0.5 (recipe: 1e-05, 0.001)"]
 
 
+def test_a_factor_keeps_the_proportions_of_the_stages():
+    two = replace(GENERAL, stages=(*GENERAL.stages, replace(GENERAL.stages[0], lr=1e-3)))
+    changed, deviations = override(two, ["lr*=10", "epochs*=2"])
+    assert [stage.lr for stage in changed.stages] == [1e-4, 1e-2]
+    assert [stage.epochs for stage in changed.stages] == [20, 20]
+    assert deviations == [
+        "lr set to 0.0001, 0.01 (recipe: 1e-05, 0.001)",
+        "epochs set to 20 (recipe: 10)",
+    ]
+
+
 @pytest.mark.parametrize(
     ("setting", "found"),
     [
@@ -73,6 +84,10 @@ def test_a_stage_field_sets_every_stage():
         ("stages.1.lr=1", "stages.1"),
         ("lr.sst=1", "lr.sst"),
         ("lr=-1", "-1"),
+        ("pooling*=2", "'pooler' times 2"),
+        ("batch_size*=2", "must multiply a number"),
+        ("lr*=much", "'much'"),
+        ("lr*=0", "lr must be above 0"),
         ("batch_size=0", "0"),
         ("heads=linear", "heads"),
         ("id=mine", "id"),

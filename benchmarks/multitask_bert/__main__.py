@@ -31,7 +31,8 @@ examples:
 DIR of --data holds the course's files: ids-sst-train.csv, quora-train.csv, sts-train.csv, ...
 A run leaves OUT/RECIPE/seed-N/ with config.json, environment.json, metrics.jsonl,
 model.safetensors and predictions/; `report OUT` makes tables and plots of them.
-Ctrl-C ends a run after the step it is in; the same command with --resume goes on from there.
+A run that is complete in OUT is not run again. Ctrl-C ends a run after the step it is in; the same
+command with --resume goes on from there.
 """
 
 
@@ -125,7 +126,8 @@ def _parser() -> argparse.ArgumentParser:
         action="append",
         default=[],
         metavar="FIELD=VALUE",
-        help="set a field of every recipe, such as pooling=mean, lr=2e-5 or pairs.sts=joint-sep; "
+        help="set a field of every recipe, such as pooling=mean, lr=2e-5, lr*=10 or "
+        "pairs.sts=joint-sep; "
         "recorded as a deviation; may be given more than once",
     )
     run.add_argument("--device", metavar="D", help="cpu, cuda, cuda:1, ...; default: cuda if any")
@@ -142,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument(
         "--resume",
         action="store_true",
-        help="go on with unfinished runs in --out and leave finished ones as they are",
+        help="go on with unfinished runs in --out",
     )
 
     report = commands.add_parser(
@@ -281,7 +283,7 @@ def _run(options: argparse.Namespace, given: list[str]) -> int:
     failed = []
     for plan in plans:
         name = f"{plan.recipe.id} seed {plan.seed}"
-        if options.resume and _is_complete(plan):
+        if _is_complete(plan):
             print(f"{name}: complete, left as it is")
             continue
         try:
@@ -397,24 +399,24 @@ def _set_threads(number: int | None) -> None:
 
 
 def _check_folder(plan: Plan, *, resume: bool) -> None:
-    """Refuses a folder with another run in it."""
+    """Refuses a folder with another run in it, or with one that nobody asked to go on with."""
     from benchmarks.multitask_bert.record import Record, RecordError
 
     record = Record(plan.folder)
     if not record.exists:
         return
-    if not resume:
+    if not (resume or record.is_complete):
         raise RecordError(
-            f"{plan.folder}: must be free, found a run; add --resume to go on with it, "
-            "or choose another --out"
+            f"{plan.folder}: must be free or hold a complete run, found an unfinished one; add "
+            "--resume to go on with it, or choose another --out"
         )
     before = record.read_json("config.json")
     decisive = set(plan.config) - {"command", "device", "version", "data_notice"}
     different = sorted(key for key in decisive if before.get(key) != plan.config[key])
     if different:
         raise RecordError(
-            f"{plan.folder}: must be a run of the same {', '.join(different)} to be resumed, found "
-            "others; give the arguments it was started with, or choose another --out"
+            f"{plan.folder}: must be a run of the same {', '.join(different)}, found another; give "
+            "the arguments it was started with, or choose another --out"
         )
 
 

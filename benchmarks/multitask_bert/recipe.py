@@ -115,7 +115,8 @@ class Stage:
         """What each task's mean loss is multiplied by; 1 on average.
 
         Example:
-            >>> Stage(batch_size={"sst": 6, "sts": 2}, weighting="sample").loss_weights(["sst", "sts"])
+            >>> stage = Stage(batch_size={"sst": 6, "sts": 2}, weighting="sample")
+            >>> stage.loss_weights(["sst", "sts"])
             {'sst': 1.5, 'sts': 0.5}
         """
         if self.weighting == "task":
@@ -224,7 +225,7 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
 
     A field is named by its path (``pooling``, ``pairs.sts``, ``stages.0.lr``). A field that stages
     alone have (``lr``, ``batch_size``, ``epochs``, ...) is set in each of them, and one value for a
-    whole mapping goes to every entry.
+    whole mapping goes to every entry. ``FIELD*=NUMBER`` multiplies a number that is there.
 
     Raises:
         RecipeError: no such field, or a value that it cannot have.
@@ -241,11 +242,13 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
         path, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: must be FIELD=VALUE, found no '='")
+        value, factor = _parsed(text), path.endswith("*")
+        path = path.removesuffix("*")
         keys = path.split(".")
         if keys[0] in ("id", "description", "assumed", "tasks"):
             raise RecipeError(f"--set {path}: names the recipe and cannot be set")
         for place in _places(fields, keys[0]):
-            _set(place, keys, _parsed(text), setting)
+            _set(place, keys, value, setting, multiply=factor)
         paths[path] = None
     deviations = []
     for path in paths:
@@ -287,7 +290,9 @@ def _get(place: Any, keys: Sequence[str]) -> Any:
     return place
 
 
-def _set(place: Any, keys: Sequence[str], value: Any, setting: str) -> None:
+def _set(
+    place: Any, keys: Sequence[str], value: Any, setting: str, *, multiply: bool = False
+) -> None:
     """Sets one entry of nested dictionaries and lists in place."""
     for depth, key in enumerate(keys):
         entries = dict(enumerate(place)) if isinstance(place, list) else place
@@ -300,6 +305,13 @@ def _set(place: Any, keys: Sequence[str], value: Any, setting: str) -> None:
         if depth < len(keys) - 1:
             place = place[index]
     old = place[index]
+    if multiply:
+        if not (_is_number(old) and _is_number(value)):
+            raise RecipeError(
+                f"--set {setting}: must multiply a number, got {old!r} times {value!r}"
+            )
+        # Twelve digits: the product as somebody would write it, without the last bit's noise.
+        value = float(f"{old * value:.12g}") if isinstance(old * value, float) else old * value
     if isinstance(old, dict) and not isinstance(value, dict):
         if any(isinstance(each, (dict, list)) for each in old.values()):
             raise RecipeError(f"--set {setting}: set one of its fields, {', '.join(old)}")
