@@ -2,15 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-Gram = Callable[[Tensor], Tensor]
-Combine = Callable[[Tensor, Tensor, Tensor], Tensor]
+Grams = Callable[[Tensor, Sequence[int]], Tensor]
+Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
+
+
+class Units:
+    """Which parameters go together: groups of them, numbered from 0.
+
+    Args:
+        groups: collections of parameters; ``None`` is one group of all there are. A parameter may
+            be in several groups, or in none.
+    """
+
+    def __init__(self, groups: Iterable[Iterable[Tensor]] | None = None) -> None:
+        self._of: dict[Tensor, list[int]] | None = None
+        self.number = 1
+        if groups is not None:
+            self._of = {}
+            self.number = 0
+            for group in groups:
+                for parameter in group:
+                    self._of.setdefault(parameter, []).append(self.number)
+                self.number += 1
+
+    def of(self, parameter: Tensor) -> Sequence[int]:
+        """The numbers of a parameter's groups."""
+        return (0,) if self._of is None else self._of.get(parameter, ())
 
 
 @dataclass
@@ -120,52 +144,71 @@ class GradientBuffer:
             for slot, grad in self._loose.pop(parameter).items():
                 self._home[parameter].view(parameter, slot).copy_(grad)
 
-    def gram(
-        self, gram_matrix: Gram, *, alone: bool, only: Collection[Tensor] | None = None
-    ) -> Tensor:  # [T, T]
-        """Gram matrix of the slots, over the shared parameters.
+    def grams(
+        self,
+        gram_matrices: Grams,
+        units: Units,
+        *,
+        alone: bool,
+    ) -> Tensor:  # [S, T, T]
+        """Gram matrices of the slots over the shared parameters, one for each unit.
 
         Args:
-            gram_matrix: the kernel.
+            gram_matrices: the kernel.
+            units: which parameters go together.
             alone: whether parameters that one task alone reached count as well.
-            only: the parameters that count; by default all.
         """
         num_slots = len(self.slots)
-        total: Tensor | None = None
-        for part, slots in self._parts(alone=alone, only=only):
-            gram = gram_matrix(part)
-            if total is None:
-                total = gram.new_zeros(num_slots, num_slots)
-            gram = gram.to(total.device, non_blocking=True)
-            if slots == list(range(num_slots)):
-                total += gram
-            else:
-                for i, into in enumerate(slots):
-                    for j, onto in enumerate(slots):
-                        total[into, onto] += gram[i, j]
-        if total is None:
-            device = next(iter(self._touched)).device
-            total = gram_matrix(torch.zeros(num_slots, 0, device=device))
-        return total
+        found: dict[int, Tensor] = {}
+
+        def add(unit: int, gram: Tensor) -> None:
+            total = found.get(unit)
+            found[unit] = gram if total is None else total + gram.to(total.device)
+
+        for rows in self._row_sets:
+            if rows.matrix is not None:
+                for bounds, owners in rows.runs(units):
+                    for unit, gram in zip(
+                        owners, gram_matrices(rows.matrix[:num_slots], bounds), strict=True
+                    ):
+                        add(unit, gram)
+        for parameter, loose in self._loose.items():
+            if len(loose) > 1 or alone:
+                for unit in units.of(parameter):
+                    for block in _blocks(loose.values()):
+                        gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
+                        add(unit, _spread(gram, list(loose), num_slots))
+        if len(found) < units.number:
+            device = (
+                next(iter(found.values())).device if found else next(iter(self._touched)).device
+            )
+            blank = gram_matrices(torch.zeros(num_slots, 0, device=device), [0, 0])[0]
+            found = {unit: found.get(unit, blank) for unit in range(units.number)}
+        device = found[0].device
+        return torch.stack([found[unit].to(device) for unit in range(units.number)])
 
     def combine(
         self,
-        combine: Combine,
-        weights: Tensor,  # [T], by slot
-        alone_weights: Tensor | None = None,  # [T]
+        combine_segments: Combine,
+        units: Units,
+        weights: Tensor,  # [S, T], by slot
+        alone_weights: Tensor | None = None,  # [S, T]
     ) -> dict[Tensor, Tensor]:
         """One gradient for each parameter, in the memory of the first task's.
 
         Args:
-            combine: the kernel.
-            weights: of the slots, for the shared parameters.
+            combine_segments: the kernel.
+            units: which parameters go together; each is in one unit.
+            weights: of the slots in each unit, for the shared parameters.
             alone_weights: of the slots, for parameters that one task alone reached, which keep
                 their plain gradient when this is ``None``.
         """
         for rows in self._row_sets:
             if rows.matrix is not None:
                 used = rows.matrix[: len(self.slots)]
-                combine(weights.to(used.device, non_blocking=True), used, used[0])
+                here = weights.to(used.device, non_blocking=True)
+                for bounds, owners in rows.runs(units):
+                    combine_segments(_picked(here, owners), used, bounds, used[0])
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
@@ -174,13 +217,15 @@ class GradientBuffer:
             elif len(slots) == 1:
                 ((slot, grad),) = loose.items()
                 if alone_weights is not None:
-                    grad.mul_(alone_weights[slot].to(grad.device, non_blocking=True))
+                    (unit,) = units.of(parameter)
+                    grad.mul_(alone_weights[unit, slot].to(grad.device, non_blocking=True))
             else:
                 grad = next(iter(loose.values()))
-                here = weights.to(grad.device, non_blocking=True)
-                chosen = torch.stack([here[slot] for slot in loose])
+                (unit,) = units.of(parameter)
+                here = weights[unit].to(grad.device, non_blocking=True)
+                chosen = torch.stack([here[slot] for slot in loose])[None]
                 for block in _blocks(loose.values()):
-                    combine(chosen, torch.stack(block), block[0])
+                    combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
             result[parameter] = grad.to(parameter.dtype)
         return result
 
@@ -210,20 +255,6 @@ class GradientBuffer:
             return grad.detach()
         kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
         return kept.copy_(grad)
-
-    def _parts(
-        self, *, alone: bool, only: Collection[Tensor] | None
-    ) -> Iterable[tuple[Tensor, list[int]]]:
-        """Matrices ``[slots, columns]`` that together hold every gradient, and their slots."""
-        every = list(range(len(self.slots)))
-        for rows in self._row_sets:
-            if rows.matrix is not None:
-                for start, end in rows.runs(only):
-                    yield rows.matrix[: len(every), start:end], every
-        for parameter, loose in self._loose.items():
-            if (len(loose) > 1 or alone) and (only is None or parameter in only):
-                for block in _blocks(loose.values()):
-                    yield torch.stack(block), list(loose)
 
     def _lay_out(self) -> None:
         """Gives every parameter that was ever shared a place in the rows."""
@@ -295,18 +326,20 @@ class _Rows:
             {p: _like(p, row, start) for p, start in self.segments.items()} for row in larger
         ]
 
-    def runs(self, only: Collection[Tensor] | None) -> list[tuple[int, int]]:
-        """The columns of some parameters, or of all, as few pieces."""
-        if only is None:
-            return [(0, self.num_columns)]
-        found: list[tuple[int, int]] = []
+    def runs(self, units: Units) -> list[tuple[list[int], list[int]]]:
+        """Stretches of neighbouring columns: the bounds of their segments, each of one unit, and
+        which units those are."""
+        found: list[tuple[list[int], list[int]]] = []
         for parameter, start in self.segments.items():
-            if parameter in only:
-                end = start + parameter.numel()
-                if found and found[-1][1] == start:
-                    found[-1] = (found[-1][0], end)
+            end = start + parameter.numel()
+            for unit in units.of(parameter):
+                if not found or found[-1][0][-1] != start:
+                    found.append(([start, end], [unit]))
+                elif found[-1][1][-1] == unit:
+                    found[-1][0][-1] = end
                 else:
-                    found.append((start, end))
+                    found[-1][0].append(end)
+                    found[-1][1].append(unit)
         return found
 
     def view(self, parameter: Tensor, slot: int) -> Tensor:
@@ -339,6 +372,24 @@ def _is_dense(tensor: Tensor) -> bool:
 def _contiguous(shape: torch.Size) -> tuple[int, ...]:
     """Strides of a row-major tensor."""
     return torch.empty(shape, device="meta").stride()
+
+
+def _spread(gram: Tensor, slots: Sequence[int], num_slots: int) -> Tensor:  # [t, t] -> [T, T]
+    """The inner products of some slots among those of all."""
+    if len(slots) == num_slots == len(gram) and list(slots) == list(range(num_slots)):
+        return gram
+    spread = gram.new_zeros(num_slots, num_slots)
+    for i, into in enumerate(slots):
+        for j, onto in enumerate(slots):
+            spread[into, onto] = gram[i, j]
+    return spread
+
+
+def _picked(values: Tensor, places: Sequence[int]) -> Tensor:
+    """The given entries of the first dimension, without an index that would have to travel."""
+    if list(places) == list(range(len(values))):
+        return values
+    return torch.stack([values[place] for place in places])
 
 
 def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -22,9 +22,10 @@ class Diagnostics:
         tasks: names of the T tasks in the last surgery, in the order of the tensors.
         task_names: names of all N tasks met so far.
         gram: inner products of the tasks' gradients, ``[T, T]``.
-        weights: what the gradients of the shared parameters were multiplied by, ``[T]``.
+        weights: what the gradients of the shared parameters were multiplied by, ``[T]``; where
+            there are S > 1 units (parameter groups or tensors), ``[S, T]``.
         coefficients: how much of every original gradient each task's projected gradient holds,
-            ``[T, T]``; of PCGrad alone.
+            ``[T, T]`` or ``[S, T, T]``; of PCGrad alone.
         group_names: names of the K groups of parameters that are watched.
         group_grams: inner products over each group alone, ``[K, T, T]``.
         num_surgeries: surgeries recorded so far.
@@ -44,7 +45,7 @@ class Diagnostics:
         self.task_names: tuple[Hashable, ...] = ()
         self.group_names: tuple[str, ...] = ()
         self.num_surgeries = 0
-        self._gram: Tensor | None = None
+        self._grams: Tensor | None = None  # [S, T, T]
         self._weights: Tensor | None = None
         self._coefficients: Tensor | None = None
         self._group_grams: Tensor | None = None
@@ -56,10 +57,9 @@ class Diagnostics:
         tasks: Sequence[Hashable],
         indices: Sequence[int],
         task_names: Sequence[Hashable],
-        gram: Tensor,  # [T, T]
-        weights: Tensor,  # [T]
-        coefficients: Tensor | None = None,  # [T, T]
-        groups: Mapping[str, Tensor] | None = None,  # [T, T] each
+        grams: Tensor,  # [T, T] or [S, T, T]
+        weights: Tensor,  # [T] or [S, T]
+        coefficients: Tensor | None = None,  # [T, T] or [S, T, T]
     ) -> None:
         """Takes note of one surgery.
 
@@ -67,21 +67,21 @@ class Diagnostics:
             tasks: names of the T tasks that took part.
             indices: their places among ``task_names``.
             task_names: names of all N tasks.
-            gram: inner products of their gradients, ``[T, T]``.
-            weights: what their gradients are multiplied by, ``[T]``.
-            coefficients: the projected gradients in terms of the original ones, ``[T, T]``.
-            groups: inner products over groups of parameters, ``[T, T]`` each.
+            grams: inner products of their gradients, ``[T, T]``, or of each unit that is weighted
+                as a whole, ``[S, T, T]``.
+            weights: what their gradients are multiplied by, ``[T]`` or ``[S, T]``.
+            coefficients: the projected gradients in terms of the original ones, of the same shape
+                as ``grams``.
         """
         self.tasks, self.task_names = tuple(tasks), tuple(task_names)
-        self._gram, self._weights = gram, weights
+        num_tasks = len(self.tasks)
+        self._grams = grams.view(-1, num_tasks, num_tasks)
+        self._weights = weights.view(-1, num_tasks)
         self._coefficients = coefficients
-        self.group_names = tuple(groups or ())
-        self._group_grams = torch.stack(list(groups.values())) if groups else None
         self.num_surgeries += 1
-        num_tasks = len(task_names)
-        self._met = _grown(self._met, num_tasks, gram.device)
-        self._conflicted = _grown(self._conflicted, num_tasks, gram.device)
-        if list(indices) == list(range(num_tasks)):
+        self._met = _grown(self._met, len(task_names), grams.device)
+        self._conflicted = _grown(self._conflicted, len(task_names), grams.device)
+        if list(indices) == list(range(len(task_names))):
             self._met += 1
             self._conflicted += self.conflicts
         else:
@@ -90,17 +90,23 @@ class Diagnostics:
                     self._met[i, j] += 1
                     self._conflicted[i, j] += self.conflicts[row, column]
 
+    def record_groups(self, names: Sequence[str], grams: Tensor | None) -> None:  # [K, T, T]
+        """Takes note of the inner products over groups of parameters in the same surgery."""
+        self.group_names, self._group_grams = tuple(names), grams
+
     @property
     def gram(self) -> Tensor:  # [T, T]
-        return _recorded(self._gram)
+        return _recorded(self._grams).sum(0)
 
     @property
-    def weights(self) -> Tensor:  # [T]
-        return _recorded(self._weights)
+    def weights(self) -> Tensor:  # [T] or [S, T]
+        weights = _recorded(self._weights)
+        return weights[0] if len(weights) == 1 else weights
 
     @property
-    def coefficients(self) -> Tensor:  # [T, T]
-        return _recorded(self._coefficients, "a surgery by projection; only PCGrad projects")
+    def coefficients(self) -> Tensor:  # [T, T] or [S, T, T]
+        found = _recorded(self._coefficients, "a surgery by projection; only PCGrad projects")
+        return found[0] if found.ndim == 3 and len(found) == 1 else found
 
     @property
     def group_grams(self) -> Tensor:  # [K, T, T]
@@ -114,8 +120,9 @@ class Diagnostics:
     @property
     def norms_after(self) -> Tensor:  # [T]
         """Norm of each task's gradient after its projection, ``[T]``; of PCGrad alone."""
-        coefficients = self.coefficients.to(self.gram.dtype)
-        squared = (coefficients @ self.gram * coefficients).sum(-1)
+        grams = _recorded(self._grams)
+        coefficients = self.coefficients.to(grams.dtype).view_as(grams)
+        squared = (coefficients @ grams * coefficients).sum((0, -1))
         return squared.clamp_min(0).sqrt()
 
     @property
@@ -141,8 +148,9 @@ class Diagnostics:
     @property
     def norm_after(self) -> Tensor:  # []
         """Norm of the update that the weights make of them."""
-        weights = self.weights.to(self.gram.dtype)
-        return (weights @ self.gram @ weights).clamp_min(0).sqrt()
+        grams = _recorded(self._grams)
+        weights = _recorded(self._weights).to(grams.dtype).unsqueeze(-1)  # [S, T, 1]
+        return (weights * (grams @ weights)).sum().clamp_min(0).sqrt()
 
     @property
     def conflict_rate(self) -> Tensor:  # [N, N]
@@ -154,16 +162,17 @@ class Diagnostics:
         """The numbers as a flat dictionary for a logger, read in one wait for the device.
 
         Returns:
-            ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a``, ``cosine/a~b`` and
-            ``conflict_rate/a~b``; of PCGrad ``norm_after/a``, and for each watched group
-            ``cosine@group/a~b``. Empty before the first surgery.
+            ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a`` (the mean over the units),
+            ``cosine/a~b`` and ``conflict_rate/a~b``; of PCGrad ``norm_after/a``, and for each
+            watched group ``cosine@group/a~b``. Empty before the first surgery.
         """
-        if self._gram is None:
+        if self._grams is None:
             return {}
         names = ["norm_before", "norm_after"]
         names += [f"norm/{task}" for task in self.tasks]
         names += [f"weight/{task}" for task in self.tasks]
-        values = [self.norm_before[None], self.norm_after[None], self.norms, self.weights]
+        weights = _recorded(self._weights).mean(0)
+        values = [self.norm_before[None], self.norm_after[None], self.norms, weights]
         if self._coefficients is not None:
             names += [f"norm_after/{task}" for task in self.tasks]
             values.append(self.norms_after)

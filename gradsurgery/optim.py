@@ -11,8 +11,15 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradsurgery.buffer import Units
 from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
-from gradsurgery.wrapper import Handling, MultiTaskOptimizer, Weighting, check_integer
+from gradsurgery.wrapper import (
+    Granularity,
+    Handling,
+    MultiTaskOptimizer,
+    Weighting,
+    check_integer,
+)
 
 
 class LossSum(MultiTaskOptimizer):
@@ -135,9 +142,9 @@ class WeightedSum(LossSum):
     def _choose_handling(self) -> Handling:
         return "weighted"
 
-    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, None]:
-        weights = [gram.new_full((), self._loss_weight(task)) for task in of_tasks]
-        return torch.stack(weights), None
+    def _weigh(self, grams: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, None]:
+        weights = [grams.new_full((len(grams),), self._loss_weight(task)) for task in of_tasks]
+        return torch.stack(weights, dim=-1), None
 
     def _loss_weight(self, task: int) -> float:
         return self.weights[self._names[task]]
@@ -159,6 +166,8 @@ class PCGrad(MultiTaskOptimizer):
             divided by T.
         scope: ``"shared"``, or ``"all"`` to project task-specific parameters as well, as older
             implementations do; heads then weaken the projection of the trunk.
+        granularity: conflicts are found and removed over the ``"model"`` as in the paper, in each
+            parameter ``"group"`` of ``base``, or in each ``"tensor"``.
         seed: of the orders, which are a function of ``(seed, step)`` alone.
         every: surgery in every ``every``-th step; the steps between use the last weights as weights
             of the losses on the shared parameters, at the price of the plain sum.
@@ -190,6 +199,7 @@ class PCGrad(MultiTaskOptimizer):
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         scope: Literal["shared", "all"] = "shared",
+        granularity: Granularity = "model",
         seed: int = 0,
         every: int = 1,
         start_step: int = 0,
@@ -204,17 +214,18 @@ class PCGrad(MultiTaskOptimizer):
             tasks=tasks,
             reduction=reduction,
             scope=scope,
+            granularity=granularity,
             seed=seed,
             buffer_dtype=buffer_dtype,
             fused=fused,
         )
         self.every = every
         self.start_step = start_step
-        # Of the last surgery: the weights, by task, and the parameters that they went to, those
-        # that several tasks reached apart from those of one task.
+        # Of the last surgery: the weights in each unit, by task, and the unit of the parameters
+        # that they went to, those that several tasks reached apart from those of one task.
         self._last: dict[int, Tensor] = {}
-        self._last_shared: dict[Tensor, None] = {}
-        self._last_alone: dict[Tensor, None] = {}
+        self._last_shared: dict[Tensor, int] = {}
+        self._last_alone: dict[Tensor, int] = {}
 
     def _choose_handling(self) -> Handling:
         since = self._num_steps - self.start_step
@@ -222,30 +233,33 @@ class PCGrad(MultiTaskOptimizer):
             return "plain"
         return "apart" if since % self.every == 0 or not self._last else "weighted"
 
-    def _weigh(self, gram: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        if self._clock is None or self._clock.device != gram.device:
-            self._clock = torch.full((), self._num_steps, dtype=torch.int64, device=gram.device)
+    def _weigh(self, grams: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
+        if self._clock is None or self._clock.device != grams.device:
+            self._clock = torch.full((), self._num_steps, dtype=torch.int64, device=grams.device)
         order = projection_order(len(of_tasks), self.seed, self._clock)
-        coefficients = pcgrad_coefficients(gram, order)
+        coefficients = pcgrad_coefficients(grams, order)
         return coefficients.sum(-2), coefficients
 
-    def _write(self, weights: Tensor) -> None:
+    def _write(self, units: Units, weights: Tensor) -> None:
         if self.every > 1:
-            self._last = dict(zip(self._buffer.slots, weights.unbind(), strict=True))
-            self._last_shared = dict.fromkeys(self._buffer.shared())
+            self._last = dict(zip(self._buffer.slots, weights.unbind(-1), strict=True))
+            self._last_shared = {p: units.of(p)[0] for p in self._buffer.shared()}
             touched = self._buffer.touched() if self.scope == "all" else []
-            self._last_alone = dict.fromkeys(p for p in touched if p not in self._last_shared)
-        super()._write(weights)
+            self._last_alone = {p: units.of(p)[0] for p in touched if p not in self._last_shared}
+        super()._write(units, weights)
 
     def _scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
         if task not in self._last:
             return
-        weight = self._last[task]
-        of_shared = weight / len(self._last) if self.reduction == "mean" else weight
-        for parameters, factor in ((self._last_shared, of_shared), (self._last_alone, weight)):
-            scaled = [grad for parameter, grad in grads.items() if parameter in parameters]
-            if scaled:
-                torch._foreach_mul_(scaled, factor)
+        weights = self._last[task]
+        of_shared = weights / len(self._last) if self.reduction == "mean" else weights
+        for parameters, factors in ((self._last_shared, of_shared), (self._last_alone, weights)):
+            by_unit: dict[int, list[Tensor]] = {}
+            for parameter, grad in grads.items():
+                if parameter in parameters:
+                    by_unit.setdefault(parameters[parameter], []).append(grad)
+            for unit, scaled in by_unit.items():
+                torch._foreach_mul_(scaled, factors[unit])
 
     def _must_see_each_task(self) -> bool:
         return True
@@ -255,8 +269,8 @@ class PCGrad(MultiTaskOptimizer):
         return {
             **super()._own_state(),
             "last_weights": {task: weight.clone() for task, weight in self._last.items()},
-            "last_shared": [places[p] for p in self._last_shared if p in places],
-            "last_alone": [places[p] for p in self._last_alone if p in places],
+            "last_shared": {places[p]: u for p, u in self._last_shared.items() if p in places},
+            "last_alone": {places[p]: u for p, u in self._last_alone.items() if p in places},
         }
 
     def _load_own_state(self, own: Mapping[str, Any]) -> None:
@@ -266,8 +280,8 @@ class PCGrad(MultiTaskOptimizer):
             task: weight.to(parameters[0].device, copy=True)
             for task, weight in own.get("last_weights", {}).items()
         }
-        self._last_shared = dict.fromkeys(parameters[i] for i in own.get("last_shared", []))
-        self._last_alone = dict.fromkeys(parameters[i] for i in own.get("last_alone", []))
+        self._last_shared = {parameters[i]: u for i, u in own.get("last_shared", {}).items()}
+        self._last_alone = {parameters[i]: u for i, u in own.get("last_alone", {}).items()}
 
 
 def _ones(gram: Tensor) -> Tensor:  # [T, T] -> [T]

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import kernels
-from gradsurgery.buffer import GradientBuffer
+from gradsurgery.buffer import GradientBuffer, Units
 from gradsurgery.diagnostics import Diagnostics
 
 Losses = (
@@ -22,6 +22,7 @@ Weighting = Callable[[Tensor], Tensor]
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
 # .grad, multiplied by the task's weight; or autograd itself has added it and nothing is left to do.
 Handling = Literal["apart", "weighted", "plain"]
+Granularity = Literal["model", "group", "tensor"]
 
 
 def _of_base(name: str) -> Any:
@@ -48,6 +49,8 @@ class MultiTaskOptimizer(Optimizer):
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
             weights, task-specific ones included, as older implementations do.
+        granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
+            ``base``, or each ``"tensor"``.
         seed: of the random choices, where the weighting makes any.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
@@ -75,6 +78,7 @@ class MultiTaskOptimizer(Optimizer):
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         scope: Literal["shared", "all"] = "shared",
+        granularity: Granularity = "model",
         seed: int = 0,
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
@@ -93,6 +97,7 @@ class MultiTaskOptimizer(Optimizer):
             )
         _check_choice("reduction", reduction, ("sum", "mean"))
         _check_choice("scope", scope, ("shared", "all"))
+        _check_choice("granularity", granularity, ("model", "group", "tensor"))
         check_integer("seed", seed)
         if buffer_dtype is not None and not isinstance(buffer_dtype, torch.dtype):
             raise TypeError(
@@ -108,13 +113,15 @@ class MultiTaskOptimizer(Optimizer):
         self.weighting = weighting
         self.reduction = reduction
         self.scope = scope
+        self.granularity = granularity
         self.seed = seed
         self.fused = fused
         self.diagnostics = Diagnostics()
         self._names: list[Hashable] = names
         self._names_are_fixed = tasks is not None
         self._buffer = GradientBuffer(buffer_dtype)
-        self._watched: dict[str, frozenset[Tensor]] = {}
+        self._watched_names: tuple[str, ...] = ()
+        self._watched = Units(())
         self._handling: Handling | None = None  # None until the step's first block
         self._is_open = False
         self._num_steps = 0
@@ -204,21 +211,22 @@ class MultiTaskOptimizer(Optimizer):
         if not buffer.slots:
             return
         of_tasks = sorted(buffer.slots)
-        slots = [buffer.slots[task] for task in of_tasks]
         chosen = kernels.choose(self.fused)
         buffer.settle()
-        gram = buffer.gram(chosen.gram_matrix, alone=self.scope == "all")
-        gram = _picked(_picked(gram, slots).T, slots).T
-        weights, coefficients = self._weigh(gram, of_tasks)
-        groups = {
-            name: _picked(_picked(part, slots).T, slots).T
-            for name, parameters in self._watched.items()
-            for part in [buffer.gram(chosen.gram_matrix, alone=False, only=parameters)]
-        }
+        units = self._units()
+        grams = self._of_tasks(buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all"))
+        weights, coefficients = self._weigh(grams, of_tasks)
+        watched = (
+            self._of_tasks(buffer.grams(chosen.gram_matrices, self._watched, alone=False))
+            if self._watched_names
+            else None
+        )
         names = [self._names[task] for task in of_tasks]
-        self.diagnostics.record(names, of_tasks, self._names, gram, weights, coefficients, groups)
+        self.diagnostics.record(names, of_tasks, self._names, grams, weights, coefficients)
+        self.diagnostics.record_groups(self._watched_names, watched)
         if self._handling == "apart":
-            self._write(_picked(weights, [of_tasks.index(task) for task in buffer.slots]))
+            by_slot = [of_tasks.index(task) for task in buffer.slots]
+            self._write(units, _picked(weights.T, by_slot).T)
         buffer.clear()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -269,7 +277,8 @@ class MultiTaskOptimizer(Optimizer):
             >>> optimizer = MultiTaskOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), len)
             >>> optimizer.watch({name: part.parameters() for name, part in model.items()})
         """
-        self._watched = {name: frozenset(parameters) for name, parameters in groups.items()}
+        self._watched_names = tuple(groups)
+        self._watched = Units(groups.values())
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets every gradient, those kept apart included."""
@@ -333,20 +342,23 @@ class MultiTaskOptimizer(Optimizer):
 
     def _weigh(
         self,
-        gram: Tensor,  # [T, T]
+        grams: Tensor,  # [S, T, T]
         of_tasks: Sequence[int],
-    ) -> tuple[Tensor, Tensor | None]:  # [T], [T, T]
-        """Weights of the tasks of this step, numbered by ``of_tasks``; and of a method that
-        projects each gradient, what the projections are made of."""
+    ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
+        """Weights of the tasks of this step, numbered by ``of_tasks``, in each unit; and of a
+        method that projects each gradient, what the projections are made of."""
+        return torch.stack([self._weigh_one(gram, len(of_tasks)) for gram in grams]), None
+
+    def _weigh_one(self, gram: Tensor, num_tasks: int) -> Tensor:  # [T, T] -> [T]
         weights = self.weighting(gram)
         if not isinstance(weights, Tensor):
             raise TypeError(f"weighting: must return a tensor, got {type(weights).__name__}")
-        if weights.shape != (len(of_tasks),):
+        if weights.shape != (num_tasks,):
             raise ValueError(
-                f"weighting: must return {len(of_tasks)} weights for a Gram matrix of "
-                f"{len(of_tasks)} tasks, got shape {tuple(weights.shape)}"
+                f"weighting: must return {num_tasks} weights for a Gram matrix of "
+                f"{num_tasks} tasks, got shape {tuple(weights.shape)}"
             )
-        return weights.detach().to(gram.device, gram.dtype, non_blocking=True), None
+        return weights.detach().to(gram.device, gram.dtype, non_blocking=True)
 
     def _loss_weight(self, task: int) -> float:
         """Weight of a task's loss, where gradients are not kept apart."""
@@ -464,11 +476,30 @@ class MultiTaskOptimizer(Optimizer):
         """Whether diagnostics are gathered although the update needs none."""
         return False
 
-    def _write(self, weights: Tensor) -> None:  # [T], by slot
+    def _units(self) -> Units:
+        """Which parameters the method looks at together."""
+        if self.granularity == "group":
+            return Units(group["params"] for group in self.base.param_groups)
+        if self.granularity == "tensor":
+            reached = self._buffer.touched() if self.scope == "all" else self._buffer.shared()
+            kept = set(reached)
+            return Units([parameter] for parameter in self._parameters() if parameter in kept)
+        return Units()
+
+    def _of_tasks(self, grams: Tensor) -> Tensor:  # [S, T, T], by slot -> by task
+        slots = [slot for _, slot in sorted(self._buffer.slots.items())]
+        if slots == list(range(len(slots))):
+            return grams
+        return _picked(_picked(grams.permute(1, 2, 0), slots).transpose(0, 1), slots).permute(
+            2, 1, 0
+        )
+
+    def _write(self, units: Units, weights: Tensor) -> None:  # [S, T], by slot
         """Adds the combined gradient to ``.grad``."""
         combined = self._buffer.combine(
-            kernels.choose(self.fused).combine,
-            weights / len(weights) if self.reduction == "mean" else weights,
+            kernels.choose(self.fused).combine_segments,
+            units,
+            weights / weights.shape[-1] if self.reduction == "mean" else weights,
             weights if self.scope == "all" else None,
         )
         for parameter, grad in combined.items():

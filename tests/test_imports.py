@@ -12,6 +12,7 @@ PACKAGE = ROOT / "gradsurgery"
 ORDER = [
     "buffer",
     "kernels.reference",
+    "kernels.blocked",
     "kernels.fused",
     "kernels",
     "weighting",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -65,6 +68,48 @@ def combine(
     columns = _block_columns(grads.device)
     for block, target in zip(grads.split(columns, dim=1), out.split(columns), strict=True):
         target.copy_(torch.mv(block.to(sum_dtype).T, weights))
+    return out
+
+
+def gram_matrices(
+    grads: Tensor,  # [T, P]
+    bounds: Sequence[int],  # [S + 1]
+) -> Tensor:  # [S, T, T]
+    """The Gram matrix of each segment of the columns.
+
+    Args:
+        grads: per-task flat gradients, ``[T, P]``.
+        bounds: where the S segments begin, and where the last one ends.
+
+    Example:
+        >>> gram_matrices(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), [0, 1, 2]).tolist()
+        [[[1.0, 3.0], [3.0, 9.0]], [[4.0, -2.0], [-2.0, 1.0]]]
+    """
+    return torch.stack([gram_matrix(grads[:, start:end]) for start, end in pairwise(bounds)])
+
+
+def combine_segments(
+    weights: Tensor,  # [S, T]
+    grads: Tensor,  # [T, P]
+    bounds: Sequence[int],  # [S + 1]
+    out: Tensor,  # [P]
+) -> Tensor:  # [P]
+    """Weighted sum of the per-task gradients, with weights of its own in each segment.
+
+    Args:
+        weights: one number for each segment and task, ``[S, T]``, on the device of ``grads``.
+        grads: per-task flat gradients, ``[T, P]``.
+        bounds: where the S segments begin, and where the last one ends.
+        out: where to write the result, ``[P]``; it may be one of the rows of ``grads``.
+
+    Example:
+        >>> grads = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
+        >>> weights = torch.tensor([[1.0, 1.0], [1.0, 2.0]])
+        >>> combine_segments(weights, grads, [0, 1, 2], torch.empty(2)).tolist()
+        [4.0, 0.0]
+    """
+    for of_segment, (start, end) in zip(weights, pairwise(bounds), strict=True):
+        combine(of_segment, grads[:, start:end], out[start:end])
     return out
 
 
