@@ -14,10 +14,8 @@ from torch.optim import Optimizer
 from gradsurgery import kernels
 from gradsurgery.buffer import GradientBuffer, Units
 from gradsurgery.diagnostics import Diagnostics
+from gradsurgery.losses import Losses, named, one_by_one
 
-Losses = (
-    Sequence[Tensor] | Mapping[Any, Tensor] | Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]]
-)
 Weighting = Callable[[Tensor], Tensor]
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
 # .grad, multiplied by the task's weight; or autograd itself has added it and nothing is left to do.
@@ -191,7 +189,10 @@ class MultiTaskOptimizer(Optimizer):
         self._check_closed("backward()")
         with self._all_or_nothing():
             if isinstance(losses, (Sequence, Mapping)):
-                self._backward_given(self._named(losses), retain_graph)
+                given = named(losses, self._names if self._names_are_fixed else None)
+                for name in given:
+                    self._check_name(name)
+                self._backward_given(given, retain_graph)
             else:
                 self._backward_lazily(losses, bool(retain_graph))
         self.surgery()
@@ -505,25 +506,6 @@ class MultiTaskOptimizer(Optimizer):
         for parameter, grad in combined.items():
             parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
 
-    def _named(self, losses: Sequence[Tensor] | Mapping[Any, Tensor]) -> dict[Hashable, Tensor]:
-        """Losses by task, every one of them checked."""
-        if isinstance(losses, Mapping):
-            named = dict(losses)
-        else:
-            names = self._names if self._names_are_fixed else range(len(losses))
-            if len(names) != len(losses):
-                raise ValueError(
-                    f"losses: must be one for each of the {len(names)} tasks {self._names}, got "
-                    f"{len(losses)}; give a mapping of names to losses when a task is absent"
-                )
-            named = dict(zip(names, losses, strict=True))
-        if not named:
-            raise ValueError("losses: must hold at least one loss, got none")
-        for name, loss in named.items():
-            self._check_name(name)
-            _check_loss(name, loss)
-        return named
-
     def _backward_given(self, losses: Mapping[Hashable, Tensor], retain_graph: bool | None) -> None:
         handling = self._handling or self._choose_handling()
         if handling == "plain" or (handling == "weighted" and not self._must_see_each_task()):
@@ -545,33 +527,11 @@ class MultiTaskOptimizer(Optimizer):
     def _backward_lazily(
         self, losses: Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]], retain_graph: bool
     ) -> None:
-        if not isinstance(losses, Iterator):
-            raise TypeError(
-                "losses: must be a sequence, a mapping or a generator of losses, got "
-                f"{type(losses).__name__}; put a single loss in a list"
-            )
-        num_losses = num_unnamed = 0
-        for item in losses:
-            if isinstance(item, tuple):
-                name, loss = item
-            else:
-                fixed = self._names_are_fixed and num_unnamed < len(self._names)
-                name, loss = (self._names[num_unnamed] if fixed else num_unnamed), item
-                num_unnamed += 1
-            del item
-            num_losses += 1
+        for name, loss in one_by_one(losses, self._names if self._names_are_fixed else None):
             self._check_name(name)
-            _check_loss(name, loss)
             with self.task(name):
                 loss.backward(retain_graph=retain_graph)
             del loss
-        if num_losses == 0:
-            raise ValueError("losses: must hold at least one loss, got none")
-        if self._names_are_fixed and 0 < num_unnamed < len(self._names):
-            raise ValueError(
-                f"losses: must be one for each of the {len(self._names)} tasks {self._names}, got "
-                f"{num_unnamed}; yield (name, loss) pairs when a task is absent"
-            )
 
     def _must_see_each_task(self) -> bool:
         """Whether tasks need a backward each although nothing is kept apart."""
@@ -618,21 +578,6 @@ def _picked(values: Tensor, places: Sequence[int]) -> Tensor:
 def _check_choice(argument: str, found: object, choices: Sequence[str]) -> None:
     if found not in choices:
         raise ValueError(f"{argument}: must be one of {', '.join(choices)}, got {found!r}")
-
-
-def _check_loss(name: Hashable, loss: object) -> None:
-    if not isinstance(loss, Tensor):
-        raise TypeError(f"losses: must be tensors, got {type(loss).__name__} for task {name!r}")
-    if loss.numel() != 1:
-        raise ValueError(
-            f"losses: must be scalars, got shape {tuple(loss.shape)} for task {name!r}; "
-            "take the mean or the sum first"
-        )
-    if not loss.requires_grad:
-        raise ValueError(
-            f"losses: must need a gradient, that of task {name!r} does not; "
-            "compute it from trainable parameters, outside torch.no_grad()"
-        )
 
 
 def _check_dense(name: Hashable, grads: Mapping[Tensor, Tensor]) -> None:

@@ -19,6 +19,7 @@ ORDER = [
     "sampling",
     "diagnostics",
     "distributed",
+    "losses",
     "wrapper",
     "optim",
     "",  # gradsurgery/__init__.py

@@ -1,0 +1,97 @@
+"""What `backward` is given: the losses of a step, each checked and with the name of its task."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Losses = (
+    Sequence[Tensor] | Mapping[Any, Tensor] | Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]]
+)
+
+
+def named(
+    losses: Sequence[Tensor] | Mapping[Any, Tensor], tasks: Sequence[Hashable] | None
+) -> dict[Hashable, Tensor]:
+    """Losses by task, every one of them checked.
+
+    Args:
+        losses: in the order of the tasks, or by name.
+        tasks: the names, where they are declared; by default the numbers from 0 on.
+
+    Raises:
+        TypeError: a loss is not a tensor.
+        ValueError: a loss is not a scalar or needs no gradient, their number is not that of the
+            tasks, or there is none.
+    """
+    if isinstance(losses, Mapping):
+        by_task = dict(losses)
+    else:
+        names = range(len(losses)) if tasks is None else tasks
+        if len(names) != len(losses):
+            raise ValueError(
+                f"losses: must be one for each of the {len(names)} tasks {list(names)}, got "
+                f"{len(losses)}; give a mapping of names to losses when a task is absent"
+            )
+        by_task = dict(zip(names, losses, strict=True))
+    if not by_task:
+        raise ValueError("losses: must hold at least one loss, got none")
+    for name, loss in by_task.items():
+        _check(name, loss)
+    return by_task
+
+
+def one_by_one(
+    losses: Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]], tasks: Sequence[Hashable] | None
+) -> Iterator[tuple[Hashable, Tensor]]:
+    """The same of a generator, each loss checked when it is asked for, and not kept.
+
+    Args:
+        losses: of losses in the order of the tasks, or of names and losses.
+        tasks: as in :func:`named`.
+
+    Raises:
+        TypeError, ValueError: as :func:`named`.
+    """
+    if not isinstance(losses, Iterator):
+        raise TypeError(
+            "losses: must be a sequence, a mapping or a generator of losses, got "
+            f"{type(losses).__name__}; put a single loss in a list"
+        )
+    num_losses = num_unnamed = 0
+    for item in losses:
+        if isinstance(item, tuple):
+            name, loss = item
+        else:
+            known = tasks is not None and num_unnamed < len(tasks)
+            name, loss = (tasks[num_unnamed] if tasks and known else num_unnamed), item
+            num_unnamed += 1
+        del item
+        num_losses += 1
+        _check(name, loss)
+        yield name, loss
+        del loss
+    if num_losses == 0:
+        raise ValueError("losses: must hold at least one loss, got none")
+    if tasks is not None and 0 < num_unnamed < len(tasks):
+        raise ValueError(
+            f"losses: must be one for each of the {len(tasks)} tasks {list(tasks)}, got "
+            f"{num_unnamed}; yield (name, loss) pairs when a task is absent"
+        )
+
+
+def _check(name: Hashable, loss: object) -> None:
+    if not isinstance(loss, Tensor):
+        raise TypeError(f"losses: must be tensors, got {type(loss).__name__} for task {name!r}")
+    if loss.numel() != 1:
+        raise ValueError(
+            f"losses: must be scalars, got shape {tuple(loss.shape)} for task {name!r}; "
+            "take the mean or the sum first"
+        )
+    if not loss.requires_grad:
+        raise ValueError(
+            f"losses: must need a gradient, that of task {name!r} does not; "
+            "compute it from trainable parameters, outside torch.no_grad()"
+        )
