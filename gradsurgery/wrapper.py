@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -14,6 +15,7 @@ from torch.optim import Optimizer
 from gradsurgery import kernels
 from gradsurgery.buffer import GradientBuffer, Units
 from gradsurgery.diagnostics import Diagnostics
+from gradsurgery.features import check_features, head_gradients
 from gradsurgery.losses import Losses, named, one_by_one
 
 Weighting = Callable[[Tensor], Tensor]
@@ -199,6 +201,55 @@ class MultiTaskOptimizer(Optimizer):
 
     pc_backward = backward
 
+    def feature_backward(
+        self,
+        losses: Sequence[Tensor] | Mapping[Any, Tensor],
+        features: Tensor | Sequence[Tensor],
+        retain_graph: bool = False,
+    ) -> None:
+        """Surgery on the gradient of a representation that the losses share, for the price of the
+        loss sum: every loss goes back to the features, their combined gradient alone goes on.
+
+        It is another method, not a faster :meth:`backward`: a conflict is one between the tasks'
+        gradients of the features, not of the parameters, and the two agree in sign only where the
+        trunk below keeps angles. It needs losses of the *same* inputs; where each task has its own
+        examples, :meth:`backward` costs no more than the loss sum. What lies beyond the features,
+        such as heads, keeps its plain gradient.
+
+        Args:
+            losses: as in :meth:`backward`, without a generator.
+            features: the shared representation, or several tensors that make it up.
+            retain_graph: keep the graph; by default it is freed.
+
+        Raises:
+            TypeError: a loss or a feature is not a tensor.
+            ValueError: as :meth:`backward`; or a feature needs no gradient.
+
+        Example:
+            >>> trunk, heads = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
+            >>> parameters = [*trunk.parameters(), *heads.parameters()]
+            >>> optimizer = MultiTaskOptimizer(torch.optim.SGD(parameters, lr=0.1), torch.diagonal)
+            >>> features = trunk(torch.ones(5, 4))
+            >>> optimizer.feature_backward(heads(features).mean(0).unbind(), features)
+            >>> optimizer.step()
+
+        Source: Ozan Sener and Vladlen Koltun, "Multi-Task Learning as Multi-Objective
+        Optimization", 2018, section 3.3, take the same short cut for another method.
+        """
+        self._check_closed("feature_backward()")
+        shared = [features] if isinstance(features, Tensor) else list(features)
+        check_features(shared)
+        with self._all_or_nothing():
+            given = named(losses, self._names if self._names_are_fixed else None)
+            for name in given:
+                self._check_name(name)
+            handling = self._handling or self._choose_handling()
+            if handling == "plain":
+                self._backward_given(given, retain_graph)
+            else:
+                self._handling = handling
+                self._backward_features(given, shared, retain_graph)
+
     @torch.no_grad()
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.
@@ -212,7 +263,7 @@ class MultiTaskOptimizer(Optimizer):
         if not buffer.slots:
             return
         of_tasks = sorted(buffer.slots)
-        chosen = kernels.choose(self.fused)
+        chosen = self._kernels()
         buffer.settle()
         units = self._units()
         grams = self._of_tasks(buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all"))
@@ -495,10 +546,13 @@ class MultiTaskOptimizer(Optimizer):
             2, 1, 0
         )
 
+    def _kernels(self) -> ModuleType:
+        return kernels.choose(self.fused, *{p.device for p in self._buffer.touched()})
+
     def _write(self, units: Units, weights: Tensor) -> None:  # [S, T], by slot
         """Adds the combined gradient to ``.grad``."""
         combined = self._buffer.combine(
-            kernels.choose(self.fused).combine_segments,
+            self._kernels().combine_segments,
             units,
             weights / weights.shape[-1] if self.reduction == "mean" else weights,
             weights if self.scope == "all" else None,
@@ -523,6 +577,36 @@ class MultiTaskOptimizer(Optimizer):
             retain = name != last if retain_graph is None else retain_graph
             with self.task(name):
                 loss.backward(retain_graph=retain)
+
+    def _backward_features(
+        self, losses: Mapping[Hashable, Tensor], features: Sequence[Tensor], retain_graph: bool
+    ) -> None:
+        by_task = sorted((self._index(name), loss) for name, loss in losses.items())
+        rows, heads = [], []
+        for task, loss in by_task:
+            # A graph that losses share must last until the last of them.
+            retain = retain_graph or task != by_task[-1][0]
+            of_features, of_leaves = head_gradients(loss, features, retain)
+            rows.append(torch.cat([grad.flatten() for grad in of_features]))
+            heads.append(of_leaves)
+        with torch.no_grad():
+            grads = torch.stack(rows)
+            del rows
+            chosen = kernels.choose(self.fused)
+            of_tasks = [task for task, _ in by_task]
+            gram = chosen.gram_matrix(grads)[None]
+            weights, coefficients = self._weigh(gram, of_tasks)
+            names = [self._names[task] for task in of_tasks]
+            self.diagnostics.record(names, of_tasks, self._names, gram, weights, coefficients)
+            self.diagnostics.record_groups((), None)
+            mixed = weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
+            combined = chosen.combine(mixed, grads, grads[0])
+            parts = combined.split([feature.numel() for feature in features])
+            upstream = [part.view_as(f) for part, f in zip(parts, features, strict=True)]
+        torch.autograd.backward(list(features), upstream, retain_graph=retain_graph)
+        for of_leaves in heads:
+            for leaf, grad in of_leaves.items():
+                leaf.grad = grad if leaf.grad is None else leaf.grad + grad
 
     def _backward_lazily(
         self, losses: Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]], retain_graph: bool

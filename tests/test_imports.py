@@ -20,6 +20,7 @@ ORDER = [
     "diagnostics",
     "distributed",
     "losses",
+    "features",
     "wrapper",
     "optim",
     "",  # gradsurgery/__init__.py
