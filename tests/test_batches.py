@@ -64,6 +64,10 @@ def everything(tokenized):
     return tokenized.batch(torch.arange(len(tokenized)))
 
 
+def places_of(mask):
+    return [number for number, there in enumerate(mask.flatten().tolist()) if there]
+
+
 @pytest.mark.parametrize("max_length", [4, 5, 6, 9, 16, 512])
 def test_single_sentences_are_tokenized_as_by_transformers(bert, max_length):
     texts = random_texts(80, seed=0)
@@ -127,6 +131,32 @@ def test_siamese_pairs_stay_apart(words, encoding):
     assert batch.first.ids.tolist() == [[2, 4, 3, 0, 0], [2, 7, 8, 4, 3]]
     assert batch.second.ids.tolist() == [[2, 5, 6, 3], [2, 6, 3, 0]]
     assert torch.equal(batch.second.mask, batch.second.ids != 0)
+
+
+@pytest.mark.parametrize("encoding", [*JOINT, *SIAMESE])
+def test_places_are_where_the_mask_is_true(words, encoding):
+    batch = everything(TokenizedSplit(pairs_of("a|b c", "d e a|c", "|a"), words, encoding))
+    for side in (batch.first, batch.second):
+        if side is not None:
+            assert side.places.dtype == torch.int64
+            assert side.places.tolist() == places_of(side.mask)
+
+
+@pytest.mark.parametrize("width", [5, 7])
+def test_rows_of_two_sides_together(words, width):
+    sides = everything(TokenizedSplit(pairs_of("a|b", "d e a|c"), words, "siamese-cos"))
+    first, second = sides.first, sides.second
+    both = first.widen(width, 9) + second.widen(width, 9)
+    rest = [9] * (width - 5)
+    assert both.ids.tolist() == [
+        [2, 4, 3, 0, 0, *rest],
+        [2, 7, 8, 4, 3, *rest],
+        [2, 5, 3, 9, 9, *rest],
+        [2, 6, 3, 9, 9, *rest],
+    ]
+    assert both.mask.int().sum(1).tolist() == [3, 5, 3, 3]
+    assert both.places.tolist() == places_of(both.mask)
+    assert first.ids.shape == (2, 5)
 
 
 def test_every_pair_encoding_of_the_recipes_is_known():

@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
+from benchmarks.multitask_bert import packing
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.pretrained import to_bert_names
 
@@ -39,6 +40,13 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(num_threads)
+
+
+@pytest.fixture(autouse=True, params=["padded", "rows"])
+def attention(request, monkeypatch):
+    """Both ways to attend, each for every batch with padding: these are too small to need rows."""
+    scores = {"padded": 10**9, "rows": -1}
+    monkeypatch.setattr(packing, "_SCORES_PER_ROW", scores[request.param])
 
 
 @pytest.fixture(params=CONFIGS)
@@ -129,10 +137,7 @@ def test_outputs_and_gradients_equal_those_of_bert_model(config, dtype, mask, ty
         )
 
 
-@pytest.mark.parametrize(("hidden", "attention"), [(0.2, 0.0), (0.0, 0.3), (0.2, 0.3)])
-def test_dropout_falls_where_it_does_in_bert_model(config, hidden, attention):
-    ours, reference = make_twins(config)
-    ids, mask, types = make_inputs(config)
+def train_with_dropout(ours, reference, hidden, attention):
     ours.train().hidden_dropout = hidden
     ours.attention_dropout = attention
     for module in reference.train().modules():
@@ -140,13 +145,94 @@ def test_dropout_falls_where_it_does_in_bert_model(config, hidden, attention):
             module.p = hidden
     for layer in reference.encoder.layer:
         layer.attention.self.dropout.p = attention
+
+
+RATES = pytest.mark.parametrize(("hidden", "attending"), [(0.2, 0.0), (0.0, 0.3), (0.2, 0.3)])
+
+
+@RATES
+@pytest.mark.parametrize("mask", ["none", "full"])
+def test_dropout_falls_where_it_does_in_bert_model(config, hidden, attending, mask):
+    ours, reference = make_twins(config)
+    ids, mask, types = make_inputs(config, mask)
+    train_with_dropout(ours, reference, hidden, attending)
     # The same draws in the same order mean the same rates at the same places.
     torch.manual_seed(5)
     theirs, _ = call_reference(reference, ids, mask, types)
     torch.manual_seed(5)
     dropped = ours(ids, mask, types).hidden
-    torch.testing.assert_close(dropped[mask.bool()], theirs[mask.bool()], rtol=0, atol=1e-10)
+    torch.testing.assert_close(dropped, theirs, rtol=0, atol=1e-10)
     assert not torch.allclose(dropped, ours.eval()(ids, mask, types).hidden)
+
+
+@RATES
+@pytest.mark.parametrize("mask", ["ragged", "holes"])
+def test_dropout_beside_padding(config, hidden, attending, mask, monkeypatch):
+    """Without the draws for padding, other numbers are drawn: here each value decides for itself,
+    by its third decimal, whether it is dropped."""
+
+    def dropout(values, p=0.5, training=True, inplace=False):
+        keep = (1e3 * values).abs().floor() % 10 >= 10 * p * training
+        return values * keep / (1 - p * training)
+
+    ours, reference = make_twins(config)
+    reference.set_attn_implementation("eager")
+    ids, mask, types = make_inputs(config, mask)
+    train_with_dropout(ours, reference, hidden, attending)
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
+    if attending:  # the dropout inside torch's own attention is out of reach
+        monkeypatch.setattr(packing, "_SCORES_PER_ROW", -1)
+    theirs, _ = call_reference(reference, ids, mask, types)
+    dropped = ours(ids, mask, types).hidden
+    real = mask.bool()
+    torch.testing.assert_close(dropped[real], theirs[real], rtol=0, atol=1e-10)
+    assert not torch.allclose(dropped, ours.eval()(ids, mask, types).hidden)
+
+
+@pytest.mark.parametrize("mask", ["full", "ragged", "holes"])
+def test_a_seed_decides_what_is_dropped(config, mask):
+    ours, _ = make_twins(config)
+    ours.train()
+    hidden = []
+    for seed in (5, 5, 6):
+        torch.manual_seed(seed)
+        hidden.append(ours(*make_inputs(config, mask)).hidden)
+    assert torch.equal(hidden[0], hidden[1])
+    assert not torch.allclose(hidden[0], hidden[2])
+
+
+@pytest.mark.parametrize("mask", ["full", "ragged", "holes"])
+def test_places_are_those_of_the_mask(config, mask):
+    ours, _ = make_twins(config)
+    ids, mask, types = make_inputs(config, mask)
+    noise = torch.randn(*ids.shape, config.hidden_size, dtype=torch.float64)
+    places = torch.tensor([n for n, there in enumerate(mask.flatten().tolist()) if there])
+    given = ours(ids, mask, types, noise, places)
+    found = ours(ids, mask, types, noise)
+    assert torch.equal(given.hidden, found.hidden)
+    assert not given.hidden[~mask.bool()].any()
+
+
+@pytest.mark.parametrize("mask", MASKS)
+def test_noise_is_added_to_the_embedded_tokens(config, mask):
+    ours, _ = make_twins(config)
+    ids, mask, types = make_inputs(config, mask)
+    noise = torch.randn(*ids.shape, config.hidden_size, dtype=torch.float64)
+    noisy = ours(ids, mask, types, noise).hidden
+    real = torch.ones_like(ids).bool() if mask is None else mask.bool()
+    ours.embeddings.register_forward_hook(lambda _, __, embedded: embedded + noise[real])
+    assert torch.equal(noisy, ours(ids, mask, types).hidden)
+
+
+def test_linear_layers_see_no_padding(config):
+    ours, _ = make_twins(config)
+    ids, mask, types = make_inputs(config)
+    rows = []
+    for module in ours.layers.modules():
+        if isinstance(module, torch.nn.Linear | torch.nn.LayerNorm):
+            module.register_forward_hook(lambda _, inputs, __: rows.append(inputs[0].shape[:-1]))
+    ours(ids, mask, types)
+    assert set(rows) == {(21,)}  # 9 + 1 + 4 + 7
 
 
 def test_rates_of_zero_make_training_equal_evaluation(config):
@@ -223,6 +309,8 @@ def test_autocast_to_bfloat16_stays_near_float32(config):
     expected = ours(*inputs).pooled
     with torch.autocast("cpu", torch.bfloat16):
         pooled = ours(*inputs).pooled
+    pooled.sum().backward()
+    assert all(p.grad.isfinite().all() for p in ours.parameters())
     # bfloat16 has 8 bits, and tanh's outputs are at most 1.
     assert 0 < (pooled - expected).abs().max() < 0.1
 

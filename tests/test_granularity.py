@@ -15,7 +15,11 @@ pytestmark = pytest.mark.usefixtures("poisoned_empty")
 SIZES = {"a": (2, 3), "b": (64,), "c": (5,), "d": (64, 2), "e": (7,)}
 GROUPS = [["a", "d"], ["b", "c"], ["e"]]
 TASKS = ["x", "y", "z"]
-UNITS = {"model": [list(SIZES)], "group": GROUPS, "tensor": [[n] for names in GROUPS for n in names]}
+UNITS = {
+    "model": [list(SIZES)],
+    "group": GROUPS,
+    "tensor": [[n] for names in GROUPS for n in names],
+}
 
 
 def make_model():

@@ -7,14 +7,25 @@ import math
 import statistics
 import subprocess
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from benchmarks.multitask_bert.report import OVERALL, report
+from benchmarks.multitask_bert.report import report
+from benchmarks.multitask_bert.runs import OVERALL
+from tests.made_up_runs import (
+    COSINE,
+    COSINE_PCGRAD,
+    LOSS_SUM,
+    METRICS,
+    PCGRAD,
+    make_events,
+    write_events,
+    write_run,
+)
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -22,175 +33,35 @@ else:
     import tomli as tomllib
 
 INVENTORY = Path(__file__).parents[1] / "../shared/reference/results.json"
-LOSS_SUM = "smet-walker/general-linear-loss-sum"
-COSINE = "smet-walker/v1-dropout-0.3"
-PCGRAD = "smet-walker/v2-dropout-0.3"
-COSINE_PCGRAD = "smet-walker/v3-cosine-pcgrad"
-CONSTANTS = {"sst": 0.26, "quora": 0.62, "sts": 0.0}
-METRICS = {"sst": 0.43, "quora": 0.80, "sts": 0.83}
 PLOTS = ("learning-curves", "training-losses", "conflict-rates", "cosines", "methods")
-
-
-def write_run(
-    root: Path,
-    recipe: str = LOSS_SUM,
-    seed: int = 0,
-    *,
-    metrics: Mapping[str, float] = METRICS,
-    num_steps: int = 400,
-    finished: bool = True,
-    conflicts: bool = True,
-    num_devs: int = 4,
-    examples: Mapping[str, int] | None = None,
-    **config: Any,
-) -> Path:
-    """Make up a run whose metrics rise to the given ones."""
-    folder = root / recipe / f"seed-{seed}"
-    folder.mkdir(parents=True)
-    method = "pcgrad" if recipe in (PCGRAD, COSINE_PCGRAD) else "loss-sum"
-    pairs = {
-        "quora": "joint-raw-ids",
-        "sts": "siamese-cos" if recipe in (COSINE, COSINE_PCGRAD) else "joint-raw-ids",
-    }
-    content = {
-        "version": "0.1.0",
-        "recipe": {
-            "id": recipe,
-            "description": f"about {recipe}",
-            "tasks": list(metrics),
-            "pairs": pairs,
-            "stages": [{"epochs": 10, "method": method, "reduction": "mean"}],
-            "assumed": ["stages.0.lr", "pooling"],
-        },
-        "deviations": ["The encoder is a smaller one."],
-        "data": "some/folder",
-        "data_notice": "SST, Quora and STS from some/folder",
-        "encoder": "small-encoder",
-        "seed": seed,
-        "max_steps": 400,
-        "device": "cpu",
-        "precision": "fp32",
-        "command": ["python", "-m", "benchmarks.multitask_bert", "run", recipe, "--out", "a b"],
-    }
-    environment = {
-        "python": "3.11.7",
-        "torch": "2.13.0",
-        "platform": "Linux",
-        "cpu": "A processor",
-        "num_threads": 2,
-        "gpu": None,
-        "git_commit": "0123abc",
-        "date": "2025-01-02T03:04:05+00:00",
-    }
-    (folder / "config.json").write_text(json.dumps({**content, **config}))
-    (folder / "environment.json").write_text(json.dumps(environment))
-    events = make_events(recipe, seed, metrics, num_steps, num_devs, conflicts, examples)
-    if finished:
-        events.append(
-            {
-                "event": "end",
-                "step": num_steps,
-                "epochs": num_devs,
-                "best_epoch": num_devs,
-                "metrics": metrics,
-                "train_seconds": 570.0,
-                "samples_per_second": 30.0 + seed,
-                "eval_samples_per_second": 100.0,
-            }
-        )
-    write_events(folder, events)
-    return folder
-
-
-def make_events(
-    recipe: str,
-    seed: int,
-    metrics: Mapping[str, float],
-    num_steps: int,
-    num_devs: int,
-    conflicts: bool,
-    examples: Mapping[str, int] | None,
-) -> list[dict[str, Any]]:
-    random = np.random.default_rng([seed, *recipe.encode()])
-    tasks = list(metrics)
-    pairs = [f"{a}~{b}" for i, a in enumerate(tasks) for b in tasks[i + 1 :]]
-    centres = {pair: random.normal(0.02, 0.05) for pair in pairs}
-    met = dict.fromkeys(pairs, 0)
-    sizes = examples or {"sst": 1101, "quora": 20212, "sts": 863}
-    events: list[dict[str, Any]] = [
-        {
-            "event": "data",
-            "task": task,
-            "split": "dev",
-            "examples": sizes[task],
-            "skipped": 0,
-            "constant_metric": CONSTANTS[task],
-        }
-        for task in tasks
-    ]
-    dev_steps = [round((i + 1) * num_steps / num_devs) for i in range(num_devs)]
-    for count, step in enumerate(range(10, num_steps + 1, 10), start=1):
-        cosines = {pair: float(random.normal(centres[pair], 0.15)) for pair in pairs}
-        for pair in pairs:
-            met[pair] += cosines[pair] < 0
-        train: dict[str, Any] = {
-            "event": "train",
-            "stage": 0,
-            "epoch": 1,
-            "step": step,
-            "seconds": 1.5 * step,
-            "samples": 48 * step,
-            "losses": {
-                task: 0.4 + math.exp(-step / 150) + 0.1 * float(random.normal()) for task in tasks
-            },
-        }
-        if conflicts:
-            train["cosines"] = cosines
-            train["conflict_rate"] = {pair: met[pair] / count for pair in pairs}
-        events.append(train)
-        if step in dev_steps:
-            share = 1 - 0.6 * math.exp(-4 * step / num_steps) + 0.6 * math.exp(-4)
-            reached = {
-                task: CONSTANTS[task] + share * (metrics[task] - CONSTANTS[task]) for task in tasks
-            }
-            events.append(
-                {
-                    "event": "dev",
-                    "stage": 0,
-                    "epoch": dev_steps.index(step) + 1,
-                    "step": step,
-                    "seconds": 1.5 * step,
-                    "metrics": reached,
-                    "best": True,
-                    "eval_seconds": 2.0,
-                    "eval_samples": 150,
-                }
-            )
-    return events
-
-
-def write_events(folder: Path, events: Sequence[Mapping[str, Any]]) -> None:
-    text = "".join(json.dumps(event) + "\n" for event in events)
-    (folder / "metrics.jsonl").write_text(text)
 
 
 @pytest.fixture
 def markdown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Give ``report`` without its plots, which take a second or two."""
-    monkeypatch.setattr("benchmarks.multitask_bert.plots.PLOTS", {})
+    monkeypatch.setattr("benchmarks.multitask_bert.drawings.PLOTS", {})
     return report
+
+
+def tables_of(text: str) -> list[list[dict[str, str]]]:
+    """Give the rows of every table by column; of a title of several lines, the metric's counts."""
+    found = []
+    for block in text.split("\n\n"):
+        if block.startswith("|"):
+            header, _, *rows = (
+                [cell.strip() for cell in line.strip("|").split(" | ")]
+                for line in block.splitlines()
+            )
+            titles = [title.split(" │ ")[:2][-1] for title in header]
+            found.append([dict(zip(titles, row, strict=True)) for row in rows])
+    return found
 
 
 def row_of(text: str, name: str, table: int = 0) -> dict[str, str]:
     """Give the cells of the row that begins with a name, by column."""
-    tables = [
-        [[cell.strip() for cell in line.strip("|").split(" | ")] for line in block.splitlines()]
-        for block in text.split("\n\n")
-        if block.startswith("|")
-    ]
-    header, _, *rows = tables[table]
-    (row,) = [row for row in rows if row[0] == name]
-    return dict(zip(header, row, strict=True))
+    rows = tables_of(text)[table]
+    (row,) = [row for row in rows if next(iter(row.values())).split(" │ ")[0] == name]
+    return row
 
 
 def png_size(path: Path) -> tuple[int, int]:
@@ -207,9 +78,9 @@ def test_cells_are_mean_and_deviation_beside_the_published_number(
         write_run(tmp_path, PCGRAD, seed, metrics={task: v[seed] for task, v in values.items()})
     row = row_of(markdown([tmp_path]), f"`{PCGRAD}`")
 
-    def cell(numbers: Sequence[float], published: str) -> str:
+    def cell(numbers: Sequence[float], published: float) -> str:
         mean, deviation = statistics.mean(numbers), statistics.stdev(numbers)
-        return f"{mean:.3f} ± {deviation:.3f} (3 seeds) │ {published}"
+        return f"{mean:.3f} ± {deviation:.3f} (3 seeds) │ {published:.3f} │ {mean - published:+.3f}"
 
     means = [sum(v[i] for v in values.values()) / 3 for i in range(3)]
     normalised = [
@@ -217,11 +88,12 @@ def test_cells_are_mean_and_deviation_beside_the_published_number(
     ]
     assert row["method"] == "PCGrad"
     assert row["seeds"] == "0, 1, 2"
-    assert row["SST accuracy"] == cell(values["sst"], "0.500") == "0.440 ± 0.046 (3 seeds) │ 0.500"
-    assert row["Quora accuracy"] == cell(values["quora"], "0.853")
-    assert row["STS Pearson r"] == cell(values["sts"], "0.864")
-    assert row["mean"] == cell(means, "0.739")
-    assert row["normalised"] == cell(normalised, "0.762")
+    # Two standard errors: 2 * hypot(0.0458 / sqrt(3), 0.0150) of the seeds and 1,101 examples.
+    assert row["SST accuracy"] == "0.440 ± 0.046 (3 seeds) │ 0.500 │ ≈ -0.060"
+    assert row["Quora accuracy"] == cell(values["quora"], 0.853)
+    assert row["STS Pearson r"] == cell(values["sts"], 0.864)
+    assert row["mean"] == cell(means, 0.739)
+    assert row["normalised"] == cell(normalised, (0.5 + 0.853 + (0.864 + 1) / 2) / 3)
     assert row["samples/s (training / evaluation)"] == "31 / 100"
 
 
@@ -298,8 +170,8 @@ def test_published_numbers_of_another_split_are_marked(
     write_run(tmp_path, PCGRAD, examples={"sst": 1101, "quora": 1999, "sts": 863})
     text = markdown([tmp_path])
     row = row_of(text, f"`{PCGRAD}`")
-    assert row["SST accuracy"].endswith("│ 0.500")
-    assert row["STS Pearson r"].endswith("│ 0.864")
+    assert row["SST accuracy"].endswith("│ 0.500 │ -0.070")
+    assert row["STS Pearson r"].endswith("│ 0.864 │ -0.034")
     assert row["Quora accuracy"].endswith("│ 0.853 ≠")
     assert row["mean"].endswith("│ 0.739 ≠")
     assert "≠ Published for another dev split, so do not compare: Quora (here 1,999" in text
@@ -343,6 +215,179 @@ def test_each_source_of_data_has_plots_of_its_own(tmp_path: Path) -> None:
         assert png_size(tmp_path / path)
 
 
+@pytest.mark.parametrize("key", ["smet-walker", "chada-jolly", "benton", "xu", "jiang-yu"])
+def test_a_report_has_its_own_order(markdown: Callable[..., str], tmp_path: Path, key: str) -> None:
+    """Rows and columns against the file of published numbers, the runs made in another order."""
+    printed = PUBLISHED["reports"][key]["tables"]
+    ids = [id for table in printed for id in table["systems"]]
+    for id in sorted(ids):
+        cfimdb = "cfimdb" in id
+        write_run(
+            tmp_path,
+            id,
+            metrics={"cfimdb": 0.9} if cfimdb else METRICS,
+            examples={"cfimdb": 245} if cfimdb else None,
+            num_steps=10,
+            num_devs=1,
+        )
+    text = markdown([tmp_path])
+    for table, block in zip(printed, tables_of(text), strict=False):
+        *rows, constant = block
+        assert [row["system"].split(" │ ")[0] for row in rows] == [
+            f"`{id}`" for id in table["systems"]
+        ]
+        assert constant["system"] == "constant predictor"
+    headers = [line for line in text.splitlines() if line.startswith("| system")]
+    overall = PUBLISHED["reports"][key]["overall"]
+    for table, line in zip(printed, headers, strict=True):
+        titles = [cell.strip().split(" │ ") for cell in line.strip("|").split(" | ")][1:]
+        printed_columns = list(table["columns"].items())
+        found = [title[0] for title in titles[: len(printed_columns)]]
+        assert found == [name for _, name in printed_columns]
+        for (column, _), title in zip(printed_columns, titles, strict=False):
+            assert column != "overall" or title[1] == overall
+        assert {"mean", "normalised"} <= {part for title in titles for part in title}
+
+
+def test_a_control_stands_below_what_it_controls(
+    markdown: Callable[..., str], tmp_path: Path
+) -> None:
+    write_run(tmp_path, "benton/ann-concat")
+    write_run(tmp_path, "benton/equit-concat")
+    write_run(tmp_path, "my/own", description="smet-walker-like, of nobody")
+    pcgrad = "control/benton-concat-joint with PCGrad"
+    write_run(tmp_path, "control/benton-concat-pcgrad", description=pcgrad)
+    joint = "benton/ann-concat with a batch of each task"
+    write_run(tmp_path, "control/benton-concat-joint", description=joint)
+    benton, others, *_ = tables_of(markdown([tmp_path]))
+    assert [row["system"].split(" │ ")[0] for row in benton] == [
+        "`benton/ann-concat`",
+        "`control/benton-concat-joint`",
+        "`control/benton-concat-pcgrad`",
+        "`benton/equit-concat`",
+        "constant predictor",
+    ]
+    assert benton[1]["system"].endswith(f"control: {joint}")
+    assert others[0]["system"] == "`my/own` │ smet-walker-like, of nobody"
+
+
+def test_every_control_names_what_it_controls() -> None:
+    from benchmarks.multitask_bert.systems import all_recipes
+
+    recipes = all_recipes()
+    printed = [table for key in PUBLISHED["reports"].values() for table in key["tables"]]
+    in_reports = {id for table in printed for id in table["systems"]}
+    assert in_reports <= recipes.keys()
+    for id, recipe in recipes.items():
+        first = recipe.description.partition(" ")[0]
+        assert id in in_reports or first in recipes, f"{id}: {recipe.description}"
+
+
+def test_noise_and_what_is_more(markdown: Callable[..., str], tmp_path: Path) -> None:
+    """One seed of an accuracy of 0.53 on 1,101 examples has a standard error of 0.01504."""
+    write_run(tmp_path, PCGRAD, metrics={**METRICS, "sst": 0.50 + 1.99 * 0.01504})
+    row = row_of(markdown([tmp_path]), f"`{PCGRAD}`")
+    assert row["SST accuracy"] == "0.530 (1 seed) │ 0.500 │ ≈ +0.030"
+    write_run(tmp_path / "more", PCGRAD, metrics={**METRICS, "sst": 0.50 + 2.1 * 0.01504})
+    row = row_of(markdown([tmp_path / "more"]), f"`{PCGRAD}`")
+    assert row["SST accuracy"] == "0.532 (1 seed) │ 0.500 │ +0.032"
+
+
+def test_noise_of_an_overall_score_is_that_of_its_tasks(tmp_path: Path) -> None:
+    from benchmarks.multitask_bert.comparison import compare
+    from benchmarks.multitask_bert.runs import find_runs, group_by_data
+
+    values = (0.5, 0.52)
+    for seed, value in enumerate(values):
+        write_run(tmp_path, PCGRAD, seed, metrics={"sst": value, "quora": 0.8, "sts": 0.6})
+    (section,) = group_by_data(find_runs([tmp_path])[0])
+    (row,) = section.rows
+    sst = math.sqrt(0.51 * 0.49 / 1101)
+    quora = math.sqrt(0.8 * 0.2 / 20212)
+    sts = (1 - 0.6**2) / math.sqrt(862)
+    seeds = statistics.stdev(values) / math.sqrt(2)
+    assert compare(section, row, "sst").standard_error == pytest.approx(math.hypot(seeds, sst))
+    for column, share in (("mean", 1.0), ("normalised", 0.5)):
+        expected = math.hypot(seeds, sst, quora, share * sts) / 3
+        assert compare(section, row, column).standard_error == pytest.approx(expected)
+
+
+def test_what_older_evaluations_printed(markdown: Callable[..., str], tmp_path: Path) -> None:
+    assert "older evaluation" not in markdown([write_run(tmp_path / "old", PCGRAD)])
+    for seed in range(2):
+        folder = write_run(tmp_path / "new", PCGRAD, seed)
+        *events, end = (folder / "metrics.jsonl").read_text().splitlines()
+        sts = {"sigmoid": 0.7 + seed / 100, "integer-labels": 0.81, "both": 0.69}
+        legacy = {"sts": sts, "quora": {"double-sigmoid": 0.375}}
+        events.append(json.dumps({**json.loads(end), "legacy": legacy}))
+        (folder / "metrics.jsonl").write_text("\n".join(events))
+    text = markdown([tmp_path / "new"])
+    assert "## As older evaluation code would have it" in text
+    (line,) = [line for line in text.splitlines() if "0.705 ± 0.007" in line]
+    cells = [cell.strip() for cell in line.strip("|").split(" | ")]
+    sts = ["0.830 ± 0.000", "0.705 ± 0.007", "0.810 ± 0.000", "0.690 ± 0.000", "0.864"]
+    assert cells == [f"`{PCGRAD}`", *sts, "0.800 ± 0.000", "0.375 ± 0.000", "0.853"]
+
+
+def test_claims_are_told(
+    monkeypatch: pytest.MonkeyPatch, markdown: Callable[..., str], tmp_path: Path
+) -> None:
+    found = [
+        SimpleNamespace(id="C1", claim="It | fails.", source="xu", verdict=verdict, evidence="`a`")
+        for verdict in ("supported", "contradicted", "inconclusive", "not tested")
+    ]
+    monkeypatch.setattr("benchmarks.multitask_bert.report.findings", lambda section: found)
+    folder = write_run(tmp_path, PCGRAD)
+    lines = [" ".join(line.split()) for line in markdown([tmp_path]).splitlines()]
+    for each in found:
+        assert f"| C1 | It \\| fails. | xu | {each.verdict} | `a` |" in lines
+    page = (tmp_path / "report.html").read_text()
+    assert '<td><span class="bad">contradicted</span></td><td><code>a</code></td>' in (
+        page.replace("\n", "")
+    )
+    assert folder.exists()
+
+
+def test_all_claims_have_a_verdict(markdown: Callable[..., str], tmp_path: Path) -> None:
+    write_run(tmp_path, PCGRAD)
+    rows = tables_of(markdown([tmp_path]))[1]
+    assert [row["no."] for row in rows] == [f"C{number}" for number in range(1, 31)]
+
+
+def test_runs_of_one_folder_and_other_tasks_go_together(
+    markdown: Callable[..., str], tmp_path: Path
+) -> None:
+    write_run(tmp_path, PCGRAD)
+    cfimdb = {"metrics": {"cfimdb": 0.9}, "examples": {"cfimdb": 245}}
+    write_run(tmp_path, "jiang-yu/minbert-cfimdb-finetune", data_notice="CFIMDB", **cfimdb)
+    text = markdown([tmp_path])
+    assert text.startswith("Data: SST, Quora and STS from some/folder.\n")
+    assert row_of(text, "`jiang-yu/minbert-cfimdb-finetune`", 1)["CFIMDB accuracy"].endswith(
+        "│ 0.971 │ -0.071"
+    )
+    write_run(tmp_path, LOSS_SUM, examples={"sst": 500, "quora": 20212, "sts": 863})
+    assert markdown([tmp_path]).startswith("**2 sources of data")
+
+
+def test_many_recipes_have_plots_for_each_report(tmp_path: Path) -> None:
+    ids = [id for table in PUBLISHED["reports"]["smet-walker"]["tables"] for id in table["systems"]]
+    for id in [*ids[:11], "xu/dense-tuned"]:
+        write_run(tmp_path, id, num_steps=20, num_devs=1, conflicts=id == PCGRAD)
+    (tmp_path / "plots").mkdir()
+    stale = [tmp_path / "plots" / name for name in ("methods.png", "2-cosines--xu-1.png")]
+    kept = tmp_path / "plots/errors.png"
+    for path in (*stale, kept):
+        path.write_text("")
+    text = report([tmp_path])
+    assert not any(path.exists() for path in stale)
+    assert kept.exists()
+    for slug in ("--smet-walker-1", "--smet-walker-2", "--xu-1"):
+        assert f"](plots/learning-curves{slug}.png)" in text
+        assert png_size(tmp_path / f"plots/learning-curves{slug}.png")
+    assert len(list((tmp_path / "plots").glob("cosines*"))) == 1
+    assert "<summary>Smet and Walker, 2 of 2</summary>" in text
+
+
 def test_conflict_table(markdown: Callable[..., str], tmp_path: Path) -> None:
     folder = write_run(tmp_path, PCGRAD)
     events = [
@@ -355,11 +400,79 @@ def test_conflict_table(markdown: Callable[..., str], tmp_path: Path) -> None:
         for step, c, r in [(1, 0.2, 0.0), (2, -0.4, 0.5), (3, math.nan, None), (4, -0.1, 0.75)]
     ]
     write_events(folder, events)
-    row = row_of(markdown([tmp_path]), f"`{PCGRAD}`", table=1)
+    text = markdown([tmp_path])
+    row = row_of(text, f"`{PCGRAD}`", table=2)
     deviation = statistics.stdev([0.2, -0.4, -0.1])
-    assert row["tasks"] == "SST and Quora"
-    assert row["cosine ± std over logged steps"] == f"-0.100 ± {deviation:.3f}"
-    assert row["share of steps in conflict ± std over seeds"] == "0.750"
+    assert "| SST and Quora │ cosine │ in conflict |" in text
+    assert row["cosine"] == f"-0.100 ± {deviation:.3f} │ 0.750"
+
+
+def test_norms_before_and_after(markdown: Callable[..., str], tmp_path: Path) -> None:
+    folder = write_run(tmp_path, PCGRAD)
+    norms = [{"sst": 3.0, "sts": 8.0}, {"sst": 4.0, "sts": 10.0}]
+    after = [{"sst": 2.0, "sts": 8.0}, None]
+    write_events(
+        folder,
+        [
+            {
+                "event": "train",
+                "step": step,
+                "cosines": {"sst~sts": -0.1},
+                "norms": norms[step],
+                "norms_after": after[step],
+                "norm_before": 12.0,
+                "norm_after": 11.0 + step,
+            }
+            for step in range(2)
+        ],
+    )
+    text = markdown([tmp_path])
+    (line,) = [line for line in text.splitlines() if "3.5 → 2" in line]
+    assert [cell.strip() for cell in line.strip("|").split(" | ")] == [
+        f"`{PCGRAD}`",
+        "PCGrad",
+        "-0.100 ± 0.000 │ -",
+        "3.5 → 2",
+        "9 → 8",
+        "12 → 11.5",
+    ]
+
+
+def test_cosines_by_layer(tmp_path: Path) -> None:
+    """The mean over steps and seeds, the layers in their order, against numbers by hand."""
+    from benchmarks.multitask_bert.heatmaps import draw_layer_cosines
+    from benchmarks.multitask_bert.runs import find_runs, group_by_data
+
+    names = ["pooler", "layer 10", "embeddings", "layer 2"]
+    for seed in range(2):
+        folder = write_run(tmp_path, PCGRAD, seed)
+        events = [
+            {
+                "event": "train",
+                "step": step,
+                "cosines": {"sst~quora": 0.0},
+                "layer_cosines": {
+                    name: {"quora~sst": 0.1 * number + 0.01 * step + 0.1 * seed}
+                    for number, name in enumerate(names)
+                },
+            }
+            for step in (0, 2)
+        ]
+        write_events(folder, events)
+    (section,) = group_by_data(find_runs([tmp_path])[0])
+    figure = draw_layer_cosines(section, section.rows)
+    assert figure is not None
+    panel = figure.axes[0]
+    assert [label.get_text() for label in panel.get_yticklabels()] == [
+        "embeddings",
+        "layer 2",
+        "layer 10",
+        "pooler",
+    ]
+    assert [label.get_text() for label in panel.get_xticklabels()] == ["SST\nQuora"]
+    expected = [[0.2], [0.3], [0.1], [0.0]]
+    np.testing.assert_allclose(panel.images[0].get_array(), np.array(expected) + 0.01 + 0.05)
+    assert "](plots/layer-cosines.png)" in report([tmp_path])
 
 
 def test_no_conflicts_on_record(tmp_path: Path) -> None:
@@ -394,7 +507,7 @@ def test_unfinished_runs_are_marked_and_not_mixed_with_complete_ones(
     assert row["SST accuracy"] == "0.430 (1 seed) │ -"
     row = row_of(text, f"`{PCGRAD}`")
     assert row["seeds"] == "7 (unfinished, step 120)"
-    assert row["SST accuracy"] == "0.430 (1 seed) │ 0.500"
+    assert row["SST accuracy"] == "0.430 (1 seed) │ 0.500 │ -0.070"
     assert row["samples/s (training / evaluation)"] == "32 / 75"
 
 
@@ -449,8 +562,9 @@ def test_not_a_number_is_shown_as_such(markdown: Callable[..., str], tmp_path: P
     write_run(tmp_path, PCGRAD, 0, metrics={**METRICS, "sts": math.nan})
     write_run(tmp_path, PCGRAD, 1)
     row = row_of(markdown([tmp_path]), f"`{PCGRAD}`")
-    assert row["STS Pearson r"] == row["mean"].replace("0.739", "0.864") == "NaN (2 seeds) │ 0.864"
-    assert row["SST accuracy"] == "0.430 ± 0.000 (2 seeds) │ 0.500"
+    assert row["STS Pearson r"] == "NaN (2 seeds) │ 0.864 │ -"
+    assert row["mean"] == "NaN (2 seeds) │ 0.739 │ -"
+    assert row["SST accuracy"] == "0.430 ± 0.000 (2 seeds) │ 0.500 │ -0.070"
 
 
 def test_losses_and_cosines_that_diverged_are_drawn(tmp_path: Path) -> None:
@@ -498,10 +612,15 @@ def test_degenerate_predictions_are_marked(markdown: Callable[..., str], tmp_pat
         (folder / f"predictions/{task}-dev.csv").write_text(text)
     text = markdown([tmp_path])
     row = row_of(text, f"`{COSINE_PCGRAD}`")
-    assert row["Quora accuracy"] == "0.800 (1 seed) † │ 0.375"
-    assert row["SST accuracy"] == "0.430 (1 seed) │ 0.518"
-    assert row["STS Pearson r"] == "0.830 (1 seed) │ 0.171"
-    assert f"† Degenerate: the Quora predictions of `{COSINE_PCGRAD}`, seed 0," in text
+    assert row["Quora accuracy"] == "0.800 (1 seed) † │ 0.375 │ +0.425"
+    assert row["SST accuracy"] == "0.430 (1 seed) │ 0.518 │ -0.088"
+    assert row["STS Pearson r"] == "0.830 (1 seed) │ 0.171 │ +0.659"
+    assert (
+        f"† Degenerate: the Quora predictions of `{COSINE_PCGRAD}` are all one value or not "
+        "finite." in text
+    )
+    write_run(tmp_path, COSINE_PCGRAD, 1)
+    assert f"the Quora predictions of `{COSINE_PCGRAD}` (seed 0) are all" in markdown([tmp_path])
 
 
 def test_other_settings_make_another_row(markdown: Callable[..., str], tmp_path: Path) -> None:
@@ -510,7 +629,7 @@ def test_other_settings_make_another_row(markdown: Callable[..., str], tmp_path:
     text = markdown([tmp_path])
     assert row_of(text, f"`{LOSS_SUM} #1`")["SST accuracy"].startswith("0.430 (1 seed)")
     assert row_of(text, f"`{LOSS_SUM} #2`")["SST accuracy"].startswith("0.900 (1 seed)")
-    assert f"`{LOSS_SUM} #2`: Encoder large," in text
+    assert f"`{LOSS_SUM} #2`: Encoder `large`," in text
 
 
 def test_a_seed_counts_once(markdown: Callable[..., str], tmp_path: Path) -> None:
@@ -523,14 +642,62 @@ def test_a_seed_counts_once(markdown: Callable[..., str], tmp_path: Path) -> Non
 
 
 def test_deviations_are_numbered_once(markdown: Callable[..., str], tmp_path: Path) -> None:
-    write_run(tmp_path, LOSS_SUM, deviations=["Other pooling.", "Other data."])
-    write_run(tmp_path, PCGRAD, deviations=["Other data.", "Fewer steps."])
-    write_run(tmp_path, COSINE, deviations=[])
+    write_run(tmp_path, LOSS_SUM, deviations=["pooling set to mean (recipe: cls)", "Other data."])
+    write_run(tmp_path, PCGRAD, deviations=["Other data.", "stages.0.lr set to 1 (recipe: 2)"])
+    write_run(tmp_path, COSINE, deviations=[], encoder="bert-base-uncased", max_steps=None)
     text = markdown([tmp_path])
-    assert "\n\n1. Other pooling.\n2. Other data.\n3. Fewer steps.\n\n" in text
-    assert row_of(text, f"`{LOSS_SUM}`")["deviations"] == "1, 2"
-    assert row_of(text, f"`{PCGRAD}`")["deviations"] == "2, 3"
-    assert row_of(text, f"`{COSINE}`")["deviations"] == "none"
+    found = [line for line in text.splitlines() if line.partition(".")[0].isdecimal()]
+    assert found == [
+        "1. encoder: small-encoder in place of BERT base (bert-base-uncased)",
+        "2. budget: at most 400 optimizer steps (--max-steps)",
+        "3. pooling set to mean (recipe: cls)",
+        "4. Other data.",
+        "5. stages.0.lr set to 1 (recipe: 2)",
+        "6. lr = 1e-05",
+        "7. pooling = cls",
+    ]
+    # What was set to another value is assumed no longer.
+    assert row_of(text, f"`{LOSS_SUM}`")["deviations"] == "1-4, 6"
+    assert row_of(text, f"`{PCGRAD}`")["deviations"] == "1, 2, 4, 5, 7"
+    assert row_of(text, f"`{COSINE}`")["deviations"] == "6, 7"
+
+
+def test_data_budget_and_precision_are_deviations(
+    markdown: Callable[..., str], tmp_path: Path
+) -> None:
+    sizes = {"sst": 1101, "quora": 1999, "sts": 863}
+    folder = write_run(
+        tmp_path,
+        PCGRAD,
+        examples=sizes,
+        scale=0.05,
+        precision="bf16",
+        encoder="/checkpoints/bert-base-uncased",
+        max_steps=None,
+        deviations=[],
+    )
+    with (folder / "metrics.jsonl").open("a") as file:
+        for task, number in (("sst", 8544), ("quora", 141_506), ("sts", 600)):
+            event = {"event": "data", "task": task, "split": "train", "examples": number}
+            file.write(json.dumps(event) + "\n")
+    text = markdown([tmp_path])
+    assert [line for line in text.splitlines() if line[:2] in ("1.", "2.", "3.", "4.", "5.")] == [
+        "1. Quora dev split: 1,999 examples, not 20,212 or 40,429",
+        "2. STS train split: 600 examples, not 6,040",
+        "3. budget: all epochs shortened by 0.05 (--scale)",
+        "4. precision: bf16 in place of fp32",
+        "5. lr = 1e-05",
+    ]
+
+
+def test_a_scale_is_said_above_every_table(markdown: Callable[..., str], tmp_path: Path) -> None:
+    write_run(tmp_path, PCGRAD, scale=0.02)
+    text = markdown([tmp_path])
+    assert len(tables_of(text)) == 4
+    assert text.count("**--scale 0.02**: the epochs of all rows are shortened") == 4
+    write_run(tmp_path, LOSS_SUM)
+    text = markdown([tmp_path])
+    assert f"**--scale 0.02**: the epochs of `{PCGRAD}` are shortened by that factor." in text
 
 
 def test_machine_versions_dates_and_commands_are_told(
@@ -546,7 +713,8 @@ def test_machine_versions_dates_and_commands_are_told(
         "at commit 0123abc",
         "2025-01-02T03:04:05+00:00",
         f"python -m benchmarks.multitask_bert run {LOSS_SUM} --out 'a b'",
-        "stages.0.lr, pooling",
+        "lr = 1e-05",
+        "pooling = cls",
     ):
         assert told in text
     assert row_of(text, f"`{LOSS_SUM}`")["seeds"] == "11711"
@@ -578,7 +746,7 @@ def test_a_broken_config_is_named(
     assert "\n" not in str(caught.value)
     write_run(tmp_path, PCGRAD)
     text = markdown([tmp_path])
-    assert f"**Not read**, and missing above: {caught.value}" in text
+    assert f"**Not read**, and missing below: {caught.value}" in text
     assert row_of(text, f"`{PCGRAD}`")
 
 

@@ -150,7 +150,8 @@ def _parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="tables and plots of finished and unfinished runs",
-        description="Makes report.md and plots/*.png of the run folders below DIR.",
+        description="Makes report.md, plots/*.png, and report.html, a page that needs no other "
+        "file, of the run folders below DIR.",
     )
     report.set_defaults(command=_report)
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")

@@ -15,6 +15,7 @@ from tokenizers.models import WordLevel
 from tokenizers.normalizers import BertNormalizer
 from tokenizers.pre_tokenizers import BertPreTokenizer
 from torch import Tensor
+from torch.nn import functional as F
 
 from benchmarks.multitask_bert.data import Split
 from benchmarks.multitask_bert.tasks import TASKS
@@ -28,17 +29,45 @@ UNLABELLED = -1  # in place of a class; any other label that is missing is NaN
 _CHUNK = 4096  # texts tokenized at once: a tokenizer's own records are large
 
 
-@dataclass(frozen=True, eq=False)
 class Tokens:
-    """Token ids of a batch, and which of them are there rather than padding."""
+    """Token ids of a batch, and which of them are there rather than padding.
 
-    ids: Tensor  # [B, L] int64
-    mask: Tensor  # [B, L] bool
+    Args:
+        ids: ``[B, L]`` int64.
+        mask: ``[B, L]`` bool, false at padding.
+        places: ``[N]`` int64, where the mask, as ``[B * L]``, is true, in order. None has them
+            looked up, which is for the CPU: a GPU's host would wait.
+    """
+
+    def __init__(self, ids: Tensor, mask: Tensor, places: Tensor | None = None) -> None:
+        self.ids = ids
+        self.mask = mask
+        self.places = mask.flatten().nonzero().squeeze(1) if places is None else places
 
     def to(self, device: torch.device | str) -> Tokens:
         """The same on a device."""
         return Tokens(
-            self.ids.to(device, non_blocking=True), self.mask.to(device, non_blocking=True)
+            *(x.to(device, non_blocking=True) for x in (self.ids, self.mask, self.places))
+        )
+
+    def widen(self, length: int, pad: int) -> Tokens:
+        """The same in rows of a length that is at least L, with padding at the end."""
+        before = self.ids.shape[1]
+        if length == before:
+            return self
+        more = (0, length - before)
+        return Tokens(
+            F.pad(self.ids, more, value=pad),
+            F.pad(self.mask, more, value=False),
+            self.places + self.places // before * (length - before),
+        )
+
+    def __add__(self, other: Tokens) -> Tokens:
+        """The rows of both, of equal length."""
+        return Tokens(
+            torch.cat([self.ids, other.ids]),
+            torch.cat([self.mask, other.mask]),
+            torch.cat([self.places, other.places + self.ids.numel()]),
         )
 
 

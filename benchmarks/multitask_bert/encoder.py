@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from benchmarks.multitask_bert.packing import Packing
+
 
 @dataclass(frozen=True)
 class EncoderConfig:
@@ -87,7 +89,7 @@ class EncoderOutput(NamedTuple):
     """What the encoder returns.
 
     Args:
-        hidden: the last layer's output per token; its values at padded positions mean nothing.
+        hidden: the last layer's output per token, zero at padded positions.
         pooled: the pooler's output, made from the first token ([CLS]).
     """
 
@@ -109,15 +111,17 @@ class Embeddings(nn.Module):
         self,
         input_ids: Tensor,  # [B, L]
         token_type_ids: Tensor | None,  # [B, L]
+        packing: Packing,
         dropout: float,
-    ) -> Tensor:  # [B, L, D]
-        # Positions are 0..L-1 and the types usually all 0: rows of the tables, broadcast over the
-        # batch, need no [B, L] look-up and no scatter in the backward pass.
+    ) -> Tensor:  # [N, D]
+        # The types are usually all 0: one row of the table, added to the few of the positions.
         rows = self.position.weight[: input_ids.shape[1]]
         if token_type_ids is None:
-            embedded = self.word(input_ids) + (rows + self.token_type.weight[0])
-        else:
-            embedded = self.word(input_ids) + rows + self.token_type(token_type_ids)
+            rows = rows + self.token_type.weight[0]
+        embedded = self.word(packing.pack(input_ids))
+        embedded = embedded + packing.pack_columns(rows)
+        if token_type_ids is not None:
+            embedded = embedded + self.token_type(packing.pack(token_type_ids))
         return F.dropout(self.norm(embedded), dropout)
 
 
@@ -140,14 +144,13 @@ class SelfAttention(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,  # [B, L, D]
-        mask: Tensor | None,  # [B, 1, 1, L] bool, True where a key may be attended to
+        hidden: Tensor,  # [N, D]
+        packing: Packing,
         dropout: float,
-    ) -> Tensor:  # [B, L, D]
-        projected = self.query_key_value(hidden).unflatten(-1, (3, self.num_heads, -1))
-        query, key, value = projected.transpose(1, 3).unbind(2)  # [B, H, L, D / H] each
-        attended = F.scaled_dot_product_attention(query, key, value, mask, dropout)
-        merged: Tensor = self.output(attended.transpose(1, 2).flatten(2))
+    ) -> Tensor:  # [N, D]
+        projected = self.query_key_value(hidden)
+        attended = packing.attend(projected.unflatten(1, (3, self.num_heads, -1)), dropout)
+        merged: Tensor = self.output(attended.flatten(1))
         return merged
 
 
@@ -159,7 +162,7 @@ class FeedForward(nn.Module):
         self.expand = nn.Linear(config.hidden_size, config.intermediate_size)
         self.contract = nn.Linear(config.intermediate_size, config.hidden_size)
 
-    def forward(self, hidden: Tensor) -> Tensor:  # [B, L, D] -> [B, L, D]
+    def forward(self, hidden: Tensor) -> Tensor:  # [N, D] -> [N, D]
         contracted: Tensor = self.contract(F.gelu(self.expand(hidden)))
         return contracted
 
@@ -176,12 +179,12 @@ class Layer(nn.Module):
 
     def forward(
         self,
-        hidden: Tensor,  # [B, L, D]
-        mask: Tensor | None,  # [B, 1, 1, L]
+        hidden: Tensor,  # [N, D]
+        packing: Packing,
         hidden_dropout: float,
         attention_dropout: float,
-    ) -> Tensor:  # [B, L, D]
-        attended = F.dropout(self.attention(hidden, mask, attention_dropout), hidden_dropout)
+    ) -> Tensor:  # [N, D]
+        attended = F.dropout(self.attention(hidden, packing, attention_dropout), hidden_dropout)
         hidden = self.attention_norm(hidden + attended)
         transformed = F.dropout(self.feed_forward(hidden), hidden_dropout)
         result: Tensor = self.feed_forward_norm(hidden + transformed)
@@ -190,6 +193,9 @@ class Layer(nn.Module):
 
 class MinBert(nn.Module):
     """BERT's encoder: embeddings, transformer layers, and a pooler on the first token.
+
+    All real tokens of a batch go through it end to end, so that padding costs no linear layer
+    anything.
 
     ``hidden_dropout`` and ``attention_dropout`` are plain attributes, read at every forward pass in
     training mode: assign to them to change a rate.
@@ -226,15 +232,17 @@ class MinBert(nn.Module):
         attention_mask: Tensor | None = None,  # [B, L] bool or 0/1
         token_type_ids: Tensor | None = None,  # [B, L] int64
         noise: Tensor | None = None,  # [B, L, D]
+        places: Tensor | None = None,  # [N] int64
     ) -> EncoderOutput:
         """Encode a batch of token ids.
 
         Args:
             input_ids: ``[B, L]`` token ids, L between 1 and ``config.max_positions``.
-            attention_mask: ``[B, L]``, false or 0 at padding; None says that there is no padding,
-                which selects a faster attention kernel.
+            attention_mask: ``[B, L]``, false or 0 at padding; None says that there is no padding.
             token_type_ids: ``[B, L]`` segment of each token; None says that all are 0.
             noise: ``[B, L, D]``, added to the embedded tokens.
+            places: ``[N]``, where the mask, as ``[B * L]``, is true, in order; None has them looked
+                up, for which a GPU makes its host wait.
 
         Raises:
             ValueError: the input is longer than ``config.max_positions``, or its shape or
@@ -253,14 +261,15 @@ class MinBert(nn.Module):
                     f"{name} must have the shape of input_ids {list(input_ids.shape)}, "
                     f"got {list(ids.shape)}: make both from the same batch"
                 )
-        mask = None if attention_mask is None else attention_mask.bool()[:, None, None, :]
+        packing = Packing(input_ids.shape, attention_mask, places)
         hidden_dropout = self.hidden_dropout if self.training else 0.0
         attention_dropout = self.attention_dropout if self.training else 0.0
-        hidden: Tensor = self.embeddings(input_ids, token_type_ids, hidden_dropout)
+        hidden: Tensor = self.embeddings(input_ids, token_type_ids, packing, hidden_dropout)
         if noise is not None:
-            hidden = hidden + noise
+            hidden = hidden + packing.pack(noise)
         for layer in self.layers:
-            hidden = layer(hidden, mask, hidden_dropout, attention_dropout)
+            hidden = layer(hidden, packing, hidden_dropout, attention_dropout)
+        hidden = packing.pad(hidden)
         return EncoderOutput(hidden, torch.tanh(self.pooler(hidden[:, 0])))
 
 

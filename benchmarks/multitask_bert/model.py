@@ -67,14 +67,13 @@ class MultiTaskModel(nn.Module):
 
     def embed(self, tokens: Tokens, noise: Tensor | None = None) -> Tensor:  # [B, D]
         """One vector a sentence (or joint pair), by the recipe's pooling."""
-        hidden, pooled = self.encoder(tokens.ids, tokens.mask, noise=noise)
+        hidden, pooled = self.encoder(tokens.ids, tokens.mask, noise=noise, places=tokens.places)
         if self.pooling == "pooler":
             vector: Tensor = pooled
         elif self.pooling == "cls":
             vector = hidden[:, 0]
         else:
-            mask = tokens.mask.unsqueeze(-1).to(hidden.dtype)
-            vector = (hidden * mask).sum(1) / mask.sum(1)
+            vector = hidden.sum(1) / tokens.mask.sum(1, keepdim=True)  # hidden is zero at padding
         return vector
 
     def noise_shape(self, batch: Batch) -> tuple[int, int, int]:
@@ -92,12 +91,7 @@ class MultiTaskModel(nn.Module):
         """Both sentences of a pair in one pass through the encoder."""
         length = max(first.ids.shape[1], second.ids.shape[1])
         pad = self.encoder.config.pad_token_id
-
-        def both(one: Tensor, two: Tensor, fill: int) -> Tensor:
-            padded = [F.pad(t, (0, length - t.shape[1]), value=fill) for t in (one, two)]
-            return torch.cat(padded)
-
-        tokens = Tokens(both(first.ids, second.ids, pad), both(first.mask, second.mask, 0))
+        tokens = first.widen(length, pad) + second.widen(length, pad)
         u, v = self.embed(tokens, noise).chunk(2)
         return u, v
 

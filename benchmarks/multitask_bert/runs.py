@@ -1,123 +1,27 @@
-"""The folders that runs left, read and put side by side: what the report and its plots draw on."""
+"""Runs put side by side: what the report and its plots draw on."""
 
 from __future__ import annotations
 
-import csv
 import json
-import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 from pathlib import Path
-from typing import Any, TypeAlias
-
-import numpy as np
 
 from benchmarks.multitask_bert import metrics
+from benchmarks.multitask_bert.folders import Json, read_run, run_folders
+from benchmarks.multitask_bert.folders import Run as Run
+from benchmarks.multitask_bert.points import number
 from benchmarks.multitask_bert.tasks import TASKS
-
-Json: TypeAlias = dict[str, Any]
-Points: TypeAlias = Mapping[int, float]  # step -> value
 
 METRIC_TITLES = {"accuracy": "accuracy", "pearson": "Pearson r"}
 METHOD_TITLES = {"loss-sum": "loss sum", "pcgrad": "PCGrad"}
 OVERALL = {"mean": metrics.overall_mean, "normalised": metrics.overall_normalised}
 CONSTANT = "constant predictor"
-NONE = "-"  # a cell without a number
 
 
-@dataclass(frozen=True)
-class Run:
-    """What one run left in its folder."""
-
-    folder: Path
-    config: Json
-    environment: Json
-    events: tuple[Json, ...]
-    num_unreadable: int  # damaged lines of metrics.jsonl, its last one apart
-
-    @property
-    def seed(self) -> int:
-        return int(self.config["seed"])
-
-    @property
-    def recipe(self) -> Json:
-        recipe: Json = self.config["recipe"]
-        return recipe
-
-    @property
-    def end(self) -> Json | None:
-        """The closing event; None while the run is unfinished."""
-        # A run that went on after its end, with more epochs, is unfinished again.
-        progress = [event for event in self.events if event["event"] in ("train", "dev", "end")]
-        return progress[-1] if progress and progress[-1]["event"] == "end" else None
-
-    @property
-    def step(self) -> int:
-        """The last step that is on record."""
-        return max((int(event.get("step") or 0) for event in self.events), default=0)
-
-    @cached_property
-    def metrics(self) -> Mapping[str, float]:
-        """The dev metrics of the best checkpoint so far."""
-        devs = self.by_step("dev").values()
-        best = self.end or next((event for event in reversed(devs) if event.get("best")), None)
-        found = (best or {}).get("metrics") or {}
-        return {task: number(found[task]) for task in TASKS if found.get(task) is not None}
-
-    @cached_property
-    def degenerate(self) -> frozenset[str]:
-        """The tasks whose dev predictions do not depend on the input."""
-        return frozenset(
-            task
-            for task in self.metrics
-            if (predictions := _read_predictions(self.folder / f"predictions/{task}-dev.csv"))
-            and metrics.is_degenerate(predictions, TASKS[task].kind)
-        )
-
-    def by_step(self, event: str) -> dict[int, Json]:
-        """Give the events of a kind by step; after a resume, the later of two counts."""
-        found = {int(e.get("step") or 0): e for e in self.events if e["event"] == event}
-        return dict(sorted(found.items()))
-
-    def points(self, event: str, values: str, key: str) -> Points:
-        """Give one curve: the entry ``key`` of the mapping ``values`` at each step that has it."""
-        return {
-            step: number(item[values][key])
-            for step, item in self.by_step(event).items()
-            if (item.get(values) or {}).get(key) is not None
-        }
-
-    def pair_points(self, values: str, pair: str) -> Points:
-        """Give the curve of a pair of tasks, whichever of the two the run names first."""
-        first, second = pair.split("~")
-        return self.points("train", values, pair) or self.points(
-            "train", values, f"{second}~{first}"
-        )
-
-    def dev_data(self) -> dict[str, Json]:
-        """Give what is on record about each task's dev split."""
-        found = [e for e in self.events if e["event"] == "data" and e.get("split") == "dev"]
-        return {str(event.get("task")): event for event in found}
-
-    def speeds(self) -> tuple[float, float]:
-        """Give training and evaluation samples per second."""
-        if self.end:
-            return (
-                number(self.end.get("samples_per_second")),
-                number(self.end.get("eval_samples_per_second")),
-            )
-        latest = list(self.by_step("train").values())[-1:]
-        devs = self.by_step("dev").values()
-        return (
-            _ratio((e.get("samples") for e in latest), (e.get("seconds") for e in latest)),
-            _ratio((e.get("eval_samples") for e in devs), (e.get("eval_seconds") for e in devs)),
-        )
-
-
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Row:
     """The runs of one recipe under one configuration, which differ in their seed alone."""
 
@@ -207,19 +111,10 @@ class Section:
 
 def find_runs(directories: Sequence[Path]) -> tuple[list[Run], list[str]]:
     """Read every run folder once; give also one line for each that cannot be read."""
-    folders: dict[Path, Path] = {}
-    for directory in map(Path, directories):
-        if not directory.is_dir():
-            raise ValueError(f"{directory}: must be a folder that holds runs, found none; check it")
-        for path in sorted(directory.rglob("config.json")):
-            # A checkpoint inside a run folder may have a config.json of its own.
-            above = path.parent.relative_to(directory).parents
-            if not any((directory / parent / "config.json").is_file() for parent in above):
-                folders.setdefault(path.parent.resolve(), path.parent)
     runs, complaints = [], []
-    for folder in folders.values():
+    for folder in run_folders(directories):
         try:
-            runs.append(_read_run(folder))
+            runs.append(read_run(folder))
         except ValueError as error:
             complaints.append(str(error))
     if not runs and complaints:
@@ -230,76 +125,28 @@ def find_runs(directories: Sequence[Path]) -> tuple[list[Run], list[str]]:
     return runs, complaints
 
 
-def _read_run(folder: Path) -> Run:
-    config = _read_json(folder / "config.json")
-    recipe = config.get("recipe")
-    if not (isinstance(recipe, dict) and "id" in recipe and isinstance(config.get("seed"), int)):
-        raise ValueError(
-            f"{folder / 'config.json'}: must name a recipe's id and a seed, found other keys; "
-            "run the recipe again"
-        )
-    environment = folder / "environment.json"
-    events, num_unreadable = _read_events(folder / "metrics.jsonl")
-    return Run(
-        folder=folder,
-        config=config,
-        environment=_read_json(environment) if environment.is_file() else {},
-        events=events,
-        num_unreadable=num_unreadable,
-    )
-
-
-def _read_json(path: Path) -> Json:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: must be JSON, found {reason}; run the recipe again") from None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: must be a JSON object, found {type(content).__name__}; run the recipe again"
-        )
-    return content
-
-
-def _read_events(path: Path) -> tuple[tuple[Json, ...], int]:
-    if not path.is_file():
-        return (), 0
-    *lines, last = path.read_bytes().split(b"\n")
-    events = [_parse_event(line) for line in lines]
-    # The last line lacks its end while a run is writing it, and for good where one was killed.
-    if (event := _parse_event(last)) is not None:
-        events.append(event)
-    return tuple(event for event in events if event is not None), events.count(None)
-
-
-def _parse_event(line: bytes) -> Json | None:
-    try:
-        event = json.loads(line)
-    except ValueError:
-        return None
-    return event if isinstance(event, dict) and "event" in event else None
-
-
-def _read_predictions(path: Path) -> list[float]:
-    """Read the predictions that are there; the last row is cut where a run was killed."""
-    if not path.is_file():
-        return []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        texts = [row.get("prediction") or "" for row in csv.DictReader(file)]
-    found = []
-    for text in texts:
-        with suppress(ValueError):
-            found.append(float(text))
-    return found
-
-
 def group_by_data(runs: Iterable[Run]) -> list[Section]:
-    by_data: dict[tuple[str, str], list[Run]] = {}
+    """Put runs together whose data have one name, and splits of the same sizes."""
+    groups: list[tuple[str, dict[tuple[str, str], int], list[Run]]] = []
     for run in runs:
-        data = str(run.config.get("data", "unknown"))
-        by_data.setdefault((data, str(run.config.get("data_notice") or data)), []).append(run)
-    return [Section(data, notice, _rows(group)) for (data, notice), group in by_data.items()]
+        data, sizes = str(run.config.get("data", "unknown")), run.sizes
+        for name, known, group in groups:
+            if name == data and all(
+                known.get(split, size) == size for split, size in sizes.items()
+            ):
+                known.update(sizes)
+                group.append(run)
+                break
+        else:
+            groups.append((data, dict(sizes), [run]))
+    return [Section(data, _notice(group), _rows(group)) for data, _, group in groups]
+
+
+def _notice(runs: Sequence[Run]) -> str:
+    """The longest of what runs say about the same data: some need fewer tasks than others."""
+    return max(
+        (str(run.config.get("data_notice") or run.config.get("data")) for run in runs), key=len
+    )
 
 
 def _rows(runs: Iterable[Run]) -> tuple[Row, ...]:
@@ -334,37 +181,6 @@ def metric_title(column: str) -> str:
 
 def pair_title(pair: str) -> str:
     return " and ".join(TASKS[task].title for task in pair.split("~"))
-
-
-def mean_text(values: Sequence[float], pattern: str) -> str:
-    """Give "mean ± standard deviation", the mean alone of one value, and a dash of none."""
-    if not values:
-        return NONE
-    if not all(map(math.isfinite, values)):
-        return "NaN"
-    mean = pattern.format(np.mean(values))
-    return mean if len(values) == 1 else f"{mean} ± {pattern.format(deviation(values))}"
-
-
-def deviation(values: Sequence[float]) -> float:
-    return float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
-
-
-def finite(values: Iterable[float]) -> list[float]:
-    return [float(value) for value in values if math.isfinite(value)]
-
-
-def last(points: Points) -> float:
-    return list(points.values())[-1] if points else math.nan
-
-
-def number(value: object) -> float:
-    return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _ratio(counts: Iterable[object], seconds: Iterable[object]) -> float:
-    time = math.fsum(map(number, seconds))
-    return math.fsum(map(number, counts)) / time if time else math.nan
 
 
 def _values_of(content: object, key: str) -> Iterator[str]:

@@ -1,0 +1,205 @@
+"""What a recipe's training logged about the tasks' gradients."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from benchmarks.multitask_bert.claims.settings import find_row, seeds_text, steps_text
+from benchmarks.multitask_bert.claims.verdicts import Measured, UntestedError
+from benchmarks.multitask_bert.errors.significance import Estimate, mean_estimate
+from benchmarks.multitask_bert.points import last
+from benchmarks.multitask_bert.runs import Row, Run, Section, pair_title
+from benchmarks.multitask_bert.tasks import TASKS
+
+PAIRS = ("sst~quora", "sst~sts", "quora~sts")
+
+
+@dataclass(frozen=True)
+class LargestCosine:
+    """Mean size of the cosine between two tasks' gradients, of the pair that has the largest."""
+
+    recipe: str
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return (self.recipe,)
+
+    def __call__(self, section: Section) -> Measured:
+        row, num_rows = find_row(section, self.recipe)
+        found = {
+            pair: [mean_estimate(np.abs(c)) for run in row.runs if (c := _cosines(run, pair))]
+            for pair in PAIRS
+        }
+        means = {pair: over_runs(each) for pair, each in found.items() if each}
+        if not means:
+            raise UntestedError(f"`{self.recipe}` has no cosines on record")
+        largest = max(means, key=lambda pair: means[pair].value)
+        layers = _largest_layer(row)
+        return Measured(
+            f"mean |cosine| of {pair_title(largest)} in `{row.name}`, the largest of its pairs,",
+            means[largest],
+            len(found[largest]),
+            (*([layers] if layers else []), *row_details(row, num_rows)),
+            pattern="{:.3f}",
+        )
+
+
+@dataclass(frozen=True)
+class KeptNorm:
+    """The share of a task's gradient, in norm, that PCGrad's projection leaves."""
+
+    recipe: str
+    task: str
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return (self.recipe,)
+
+    def __call__(self, section: Section) -> Measured:
+        row, num_rows = find_row(section, self.recipe)
+        shares = [list(_kept(run, self.task)) for run in row.runs]
+        found = [mean_estimate(each) for each in shares if each]
+        if not found:
+            raise UntestedError(f"`{self.recipe}` has no norms after the projection on record")
+        least = min(min(each) for each in shares if each)
+        return Measured(
+            f"share of the {TASKS[self.task].title} gradient's norm left in `{row.name}`",
+            over_runs(found),
+            len(found),
+            (f"at least {least:.3f} at every logged step", *row_details(row, num_rows)),
+            pattern="{:.3f}",
+        )
+
+
+@dataclass(frozen=True)
+class LongestGradient:
+    """The share of logged steps at which a task's gradient is the longest of all."""
+
+    recipe: str
+    task: str
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return (self.recipe,)
+
+    def __call__(self, section: Section) -> Measured:
+        row, num_rows = find_row(section, self.recipe)
+        norms = [list(_norms(run)) for run in row.runs]
+        found = [
+            mean_estimate([max(each, key=lambda t: each[t]) == self.task for each in steps])
+            for steps in norms
+            if steps
+        ]
+        if not found:
+            raise UntestedError(f"`{self.recipe}` has no norms by task on record")
+        means = ", ".join(
+            f"{TASKS[task].title} {np.mean([each[task] for steps in norms for each in steps]):.2f}"
+            for task in TASKS
+            if all(task in each for steps in norms for each in steps)
+        )
+        return Measured(
+            f"share of steps at which {TASKS[self.task].title} has the longest gradient in "
+            f"`{row.name}`",
+            over_runs(found),
+            len(found),
+            (f"mean norms {means}", *row_details(row, num_rows)),
+            pattern="{:.3f}",
+        )
+
+
+@dataclass(frozen=True)
+class ConflictExcess:
+    """How much more often a recipe's small tasks conflict with Quora than with each other."""
+
+    recipe: str
+
+    @property
+    def recipes(self) -> tuple[str, ...]:
+        return (self.recipe,)
+
+    def __call__(self, section: Section) -> Measured:
+        row, num_rows = find_row(section, self.recipe)
+        found = []
+        for run in row.runs:
+            with_quora = conflict_rate(run, ("sst~quora", "quora~sts"))
+            others = conflict_rate(run, ("sst~sts",))
+            if with_quora is not None and others is not None:
+                error = math.hypot(with_quora.error, others.error)
+                found.append(Estimate(with_quora.value - others.value, error))
+        if not found:
+            raise UntestedError(f"`{self.recipe}` has no conflicts on record")
+        return Measured(
+            "share of steps at which SST and STS conflict with Quora less that at which they do "
+            f"with each other in `{row.name}`",
+            over_runs(found),
+            len(found),
+            row_details(row, num_rows),
+        )
+
+
+def conflict_rate(run: Run, pairs: Sequence[str]) -> Estimate | None:
+    r"""The mean over some pairs of the share of steps at which the two conflict.
+
+    The standard error is $\sqrt{q (1 - q) / N}$ with the steps $N$ as independent draws.
+    """
+    rates = [last(run.pair_points("conflict_rate", pair)) for pair in pairs]
+    if not all(map(math.isfinite, rates)) or not run.step:
+        return None
+    errors = [math.sqrt(max(rate * (1 - rate), 0.0) / run.step) for rate in rates]
+    return Estimate(float(np.mean(rates)), math.hypot(*errors) / len(rates))
+
+
+def over_runs(found: Sequence[Estimate]) -> Estimate:
+    """The mean over seeds; its error is that over the seeds with that within each run.
+
+    Example:
+        >>> over_runs([Estimate(0.2, 0.0), Estimate(0.4, 0.0)]).text("{:.2f}")
+        '0.30 ± 0.10'
+    """
+    values = [each.value for each in found]
+    within = [each.error for each in found if math.isfinite(each.error)]
+    seeds = mean_estimate(values).error if len(values) > 1 else 0.0
+    return Estimate(float(np.mean(values)), math.hypot(seeds, math.hypot(*within) / len(values)))
+
+
+def row_details(row: Row, num_rows: int) -> tuple[str, ...]:
+    choice = [f"the most seeds of {num_rows} settings"] if num_rows > 1 else []
+    return (seeds_text([len(row.runs)]), steps_text(row), *choice)
+
+
+def _cosines(run: Run, pair: str) -> list[float]:
+    return [value for value in run.pair_points("cosines", pair).values() if math.isfinite(value)]
+
+
+def _largest_layer(row: Row) -> str:
+    """The layer and pair with the largest mean |cosine| over all logged steps of all runs."""
+    found: dict[tuple[str, str], list[float]] = {}
+    for run in row.runs:
+        for event in run.by_step("train").values():
+            for layer, cosines in (event.get("layer_cosines") or {}).items():
+                for pair, value in (cosines or {}).items():
+                    if isinstance(value, int | float) and math.isfinite(value):
+                        found.setdefault((layer, pair), []).append(abs(value))
+    if not found:
+        return ""
+    layer, pair = max(found, key=lambda key: float(np.mean(found[key])))
+    return f"largest of its layers {np.mean(found[layer, pair]):.3f}, {layer}, {pair_title(pair)}"
+
+
+def _kept(run: Run, task: str) -> Iterator[float]:
+    for event in run.by_step("train").values():
+        before = (event.get("norms") or {}).get(task)
+        after = (event.get("norms_after") or {}).get(task)
+        if before and after is not None:
+            yield after / before
+
+
+def _norms(run: Run) -> Iterator[dict[str, float]]:
+    for event in run.by_step("train").values():
+        norms = event.get("norms")
+        if norms and all(isinstance(value, int | float) for value in norms.values()):
+            yield norms
