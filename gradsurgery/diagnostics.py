@@ -29,6 +29,7 @@ class Diagnostics:
         group_names: names of the K groups of parameters that are watched.
         group_grams: inner products over each group alone, ``[K, T, T]``.
         num_surgeries: surgeries recorded so far.
+        num_skipped_steps: steps left out because of a gradient that was not finite.
 
     Example:
         >>> diagnostics = Diagnostics()
@@ -45,6 +46,8 @@ class Diagnostics:
         self.task_names: tuple[Hashable, ...] = ()
         self.group_names: tuple[str, ...] = ()
         self.num_surgeries = 0
+        self.num_skipped_steps = 0
+        self._nonfinite: Tensor | None = None  # [N] gradients of each task that were not finite
         self._grams: Tensor | None = None  # [S, T, T]
         self._weights: Tensor | None = None
         self._coefficients: Tensor | None = None
@@ -93,6 +96,20 @@ class Diagnostics:
     def record_groups(self, names: Sequence[str], grams: Tensor | None) -> None:  # [K, T, T]
         """Takes note of the inner products over groups of parameters in the same surgery."""
         self.group_names, self._group_grams = tuple(names), grams
+
+    def count_nonfinite(self, task: int, num_tasks: int, finite: Tensor) -> None:
+        """Counts a gradient of one of the tasks unless it is ``finite``, a boolean ``[]``."""
+        counts = torch.zeros(num_tasks, dtype=torch.int64, device=finite.device)
+        if self._nonfinite is not None:
+            counts[: len(self._nonfinite)] = self._nonfinite
+        counts[task] += ~finite
+        self._nonfinite = counts
+
+    @property
+    def num_nonfinite(self) -> Tensor:  # [N]
+        """Gradients of each of the N tasks that were not finite; counted where ``on_nonfinite`` is
+        not ``"propagate"``."""
+        return _recorded(self._nonfinite, "a gradient was checked; choose an on_nonfinite")
 
     @property
     def gram(self) -> Tensor:  # [T, T]
@@ -215,6 +232,8 @@ class Diagnostics:
         """The running counts, for an exact resume."""
         return {
             "num_surgeries": self.num_surgeries,
+            "num_skipped_steps": self.num_skipped_steps,
+            "nonfinite": None if self._nonfinite is None else self._nonfinite.clone(),
             "met": None if self._met is None else self._met.clone(),
             "conflicted": None if self._conflicted is None else self._conflicted.clone(),
         }
@@ -223,6 +242,9 @@ class Diagnostics:
         """Takes the running counts back; the last surgery's own numbers are gone."""
         self.__init__()  # type: ignore[misc]
         self.num_surgeries = int(state["num_surgeries"])  # type: ignore[call-overload]
+        self.num_skipped_steps = int(state.get("num_skipped_steps", 0))  # type: ignore[call-overload]
+        nonfinite = state.get("nonfinite")
+        self._nonfinite = nonfinite.to(device, copy=True) if isinstance(nonfinite, Tensor) else None
         met, conflicted = state["met"], state["conflicted"]
         self._met = met.to(device, copy=True) if isinstance(met, Tensor) else None
         self._conflicted = (

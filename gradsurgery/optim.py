@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery.buffer import Units
+from gradsurgery.nonfinite import OnNonfinite
 from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
 from gradsurgery.wrapper import (
     Granularity,
@@ -35,6 +36,7 @@ class LossSum(MultiTaskOptimizer):
         monitor: gather the diagnostics of conflicts, for the memory and passes of surgery, without
             changing the update.
         scope, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
+        on_nonfinite: as in :class:`MultiTaskOptimizer`.
 
     Raises:
         TypeError, ValueError: as :class:`MultiTaskOptimizer`.
@@ -54,11 +56,18 @@ class LossSum(MultiTaskOptimizer):
         tasks: Iterable[Hashable] | None = None,
         monitor: bool = False,
         scope: Literal["shared", "all"] = "shared",
+        on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
     ) -> None:
         super().__init__(
-            base, _ones, tasks=tasks, scope=scope, buffer_dtype=buffer_dtype, fused=fused
+            base,
+            _ones,
+            tasks=tasks,
+            scope=scope,
+            on_nonfinite=on_nonfinite,
+            buffer_dtype=buffer_dtype,
+            fused=fused,
         )
         self.monitor = monitor
 
@@ -80,8 +89,8 @@ class WeightedSum(LossSum):
             ``tasks``.
         tasks: the names that :meth:`task` admits; by default those of the mapping, or the numbers
             from 0 on.
-        monitor, scope, buffer_dtype, fused: as in :class:`LossSum`; the diagnostics are those of
-            the tasks' own gradients, before the weights.
+        monitor, scope, on_nonfinite, buffer_dtype, fused: as in :class:`LossSum`; the diagnostics
+            are those of the tasks' own gradients, before the weights.
 
     Raises:
         TypeError: a weight is not a number, and as :class:`MultiTaskOptimizer`.
@@ -106,6 +115,7 @@ class WeightedSum(LossSum):
         tasks: Iterable[Hashable] | None = None,
         monitor: bool = False,
         scope: Literal["shared", "all"] = "shared",
+        on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
     ) -> None:
@@ -135,7 +145,13 @@ class WeightedSum(LossSum):
                     f"weights: must be finite and at least 0, got {weight} for task {name!r}"
                 )
         super().__init__(
-            base, tasks=names, monitor=monitor, scope=scope, buffer_dtype=buffer_dtype, fused=fused
+            base,
+            tasks=names,
+            monitor=monitor,
+            scope=scope,
+            on_nonfinite=on_nonfinite,
+            buffer_dtype=buffer_dtype,
+            fused=fused,
         )
         self.weights = {name: float(weight) for name, weight in given.items()}
 
@@ -172,6 +188,8 @@ class PCGrad(MultiTaskOptimizer):
         every: surgery in every ``every``-th step; the steps between use the last weights as weights
             of the losses on the shared parameters, at the price of the plain sum.
         start_step: steps of plain loss sum before the first surgery, whatever the reduction.
+        on_nonfinite: ``"propagate"``, ``"raise"``, ``"skip_task"`` or ``"skip_step"``, as in
+            :class:`MultiTaskOptimizer`.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
 
@@ -203,6 +221,7 @@ class PCGrad(MultiTaskOptimizer):
         seed: int = 0,
         every: int = 1,
         start_step: int = 0,
+        on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
     ) -> None:
@@ -216,6 +235,7 @@ class PCGrad(MultiTaskOptimizer):
             scope=scope,
             granularity=granularity,
             seed=seed,
+            on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
         )

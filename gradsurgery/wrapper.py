@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from types import ModuleType
@@ -17,6 +17,7 @@ from gradsurgery.buffer import GradientBuffer, Units
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.features import check_features, head_gradients
 from gradsurgery.losses import Losses, named, one_by_one
+from gradsurgery.nonfinite import OnNonfinite, drop_unless, is_finite
 
 Weighting = Callable[[Tensor], Tensor]
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
@@ -52,6 +53,11 @@ class MultiTaskOptimizer(Optimizer):
         granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
             ``base``, or each ``"tensor"``.
         seed: of the random choices, where the weighting makes any.
+        on_nonfinite: what a gradient with NaN or infinity in it leads to: ``"propagate"`` makes the
+            update non-finite too, which ``GradScaler`` relies on; ``"skip_task"`` makes the
+            gradient zero; ``"skip_step"`` leaves the step out, and ``"raise"`` raises, both of
+            which read a number from the device. All but the first cost one more read of every
+            gradient, and ``diagnostics`` counts what they met.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
 
@@ -80,6 +86,7 @@ class MultiTaskOptimizer(Optimizer):
         scope: Literal["shared", "all"] = "shared",
         granularity: Granularity = "model",
         seed: int = 0,
+        on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
     ) -> None:
@@ -98,6 +105,9 @@ class MultiTaskOptimizer(Optimizer):
         _check_choice("reduction", reduction, ("sum", "mean"))
         _check_choice("scope", scope, ("shared", "all"))
         _check_choice("granularity", granularity, ("model", "group", "tensor"))
+        _check_choice(
+            "on_nonfinite", on_nonfinite, ("propagate", "raise", "skip_task", "skip_step")
+        )
         check_integer("seed", seed)
         if buffer_dtype is not None and not isinstance(buffer_dtype, torch.dtype):
             raise TypeError(
@@ -115,6 +125,7 @@ class MultiTaskOptimizer(Optimizer):
         self.scope = scope
         self.granularity = granularity
         self.seed = seed
+        self.on_nonfinite = on_nonfinite
         self.fused = fused
         self.diagnostics = Diagnostics()
         self._names: list[Hashable] = names
@@ -124,6 +135,7 @@ class MultiTaskOptimizer(Optimizer):
         self._watched = Units(())
         self._handling: Handling | None = None  # None until the step's first block
         self._is_open = False
+        self._finite: Tensor | None = None  # whether all of the step's gradients so far are
         self._num_steps = 0
         self._clock: Tensor | None = None  # the same number, on the gradients' device
 
@@ -160,7 +172,7 @@ class MultiTaskOptimizer(Optimizer):
         self._check_name(name)
         self._check_closed("task()")
         if self._handling is None:
-            self._handling = self._choose_handling()
+            self._handling = self._handling_to_begin()
         self._is_open = True
         try:
             if self._handling == "plain":
@@ -243,7 +255,7 @@ class MultiTaskOptimizer(Optimizer):
             given = named(losses, self._names if self._names_are_fixed else None)
             for name in given:
                 self._check_name(name)
-            handling = self._handling or self._choose_handling()
+            handling = self._handling or self._handling_to_begin()
             if handling == "plain":
                 self._backward_given(given, retain_graph)
             else:
@@ -292,6 +304,16 @@ class MultiTaskOptimizer(Optimizer):
             ValueError: without a closure, when no parameter has a gradient.
         """
         self._check_closed("step()")
+        if self.on_nonfinite == "skip_step":
+            if closure is not None:
+                raise ValueError(
+                    'step(): must be called without a closure where on_nonfinite="skip_step", '
+                    "because the base optimizer would go on; choose another on_nonfinite"
+                )
+            if self._finite is not None and not bool(self._finite):
+                self.zero_grad()
+                self.diagnostics.num_skipped_steps += 1
+                return None
         if closure is None:
             self.surgery()
             if all(parameter.grad is None for parameter in self._parameters()):
@@ -312,7 +334,7 @@ class MultiTaskOptimizer(Optimizer):
         self._num_steps += 1
         if self._clock is not None:
             self._clock += 1
-        self._handling = None
+        self._handling = self._finite = None
         return result
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
@@ -336,7 +358,7 @@ class MultiTaskOptimizer(Optimizer):
         """Forgets every gradient, those kept apart included."""
         self._check_closed("zero_grad()")
         self._buffer.clear()
-        self._handling = None
+        self._handling = self._finite = None
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -372,7 +394,7 @@ class MultiTaskOptimizer(Optimizer):
                 f"parameter groups, found otherwise ({error})"
             ) from error
         self._buffer.clear()
-        self._handling = None
+        self._handling = self._finite = None
         if own is not None:
             self._load_own_state(own)
 
@@ -391,6 +413,31 @@ class MultiTaskOptimizer(Optimizer):
     def _choose_handling(self) -> Handling:
         """What becomes of the tasks' gradients in the step that begins."""
         return "apart"
+
+    def _handling_to_begin(self) -> Handling:
+        """The same, where each block's gradients may have to be looked at."""
+        handling = self._choose_handling()
+        return "weighted" if handling == "plain" and self._guards else handling
+
+    @property
+    def _guards(self) -> bool:
+        return self.on_nonfinite != "propagate"
+
+    def _guard(self, task: int, grads: Collection[Tensor]) -> None:
+        """Deals with a gradient that is not finite."""
+        if not (self._guards and grads):
+            return
+        finite = is_finite(grads)
+        self.diagnostics.count_nonfinite(task, len(self._names), finite)
+        if self.on_nonfinite == "skip_task":
+            drop_unless(finite, grads)
+        elif self.on_nonfinite == "skip_step":
+            self._finite = finite if self._finite is None else self._finite & finite
+        elif not bool(finite):
+            raise FloatingPointError(
+                f"task {self._names[task]!r}: gradients must be finite, found NaN or infinity; "
+                "look at the task's loss, or choose another on_nonfinite"
+            )
 
     def _weigh(
         self,
@@ -503,6 +550,7 @@ class MultiTaskOptimizer(Optimizer):
             _check_dense(name, grads)
             if grads:
                 with torch.no_grad():
+                    self._guard(self._index(name), list(grads.values()))
                     outside = self._keep(self._index(name), grads, outside)
         finally:
             self._take_grads()
@@ -561,7 +609,7 @@ class MultiTaskOptimizer(Optimizer):
             parameter.grad = grad if parameter.grad is None else grad.add_(parameter.grad)
 
     def _backward_given(self, losses: Mapping[Hashable, Tensor], retain_graph: bool | None) -> None:
-        handling = self._handling or self._choose_handling()
+        handling = self._handling or self._handling_to_begin()
         if handling == "plain" or (handling == "weighted" and not self._must_see_each_task()):
             # One pass through a trunk that the losses share, instead of one for each of them.
             self._handling = handling
@@ -587,6 +635,8 @@ class MultiTaskOptimizer(Optimizer):
             # A graph that losses share must last until the last of them.
             retain = retain_graph or task != by_task[-1][0]
             of_features, of_leaves = head_gradients(loss, features, retain)
+            with torch.no_grad():
+                self._guard(task, [*of_features, *of_leaves.values()])
             rows.append(torch.cat([grad.flatten() for grad in of_features]))
             heads.append(of_leaves)
         with torch.no_grad():
@@ -619,7 +669,7 @@ class MultiTaskOptimizer(Optimizer):
 
     def _must_see_each_task(self) -> bool:
         """Whether tasks need a backward each although nothing is kept apart."""
-        return self._watches()
+        return self._watches() or self._guards
 
     def _index(self, name: Hashable) -> int:
         if name not in self._names:

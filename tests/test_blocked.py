@@ -15,6 +15,7 @@ NUM_COLUMNS = [0, 1, 7, 1023, 1024, 1025, 5000]
 def small_blocks(monkeypatch):
     """Several blocks, and a last one that is not full."""
     monkeypatch.setattr(blocked, "_COLUMNS", 2048)
+    monkeypatch.setattr(blocked, "_FEW_COLUMNS", 0)
 
 
 @pytest.fixture(params=[1, 2, 5])

@@ -21,6 +21,7 @@ ORDER = [
     "distributed",
     "losses",
     "features",
+    "nonfinite",
     "wrapper",
     "optim",
     "",  # gradsurgery/__init__.py

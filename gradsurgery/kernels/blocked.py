@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gradsurgery.kernels import reference
 
+_FEW_COLUMNS = 1 << 14  # up to here float64 costs next to nothing
 _COLUMNS = 1 << 17  # of a block: a few rows of it fit a CPU's second-level cache
 _PAIRWISE_TASKS = 6  # up to here a dot product for each pair is faster than a matrix product
 _TILE = 1 << 10  # columns that one small matrix product of `combine` turns into a sum
@@ -26,8 +27,8 @@ def gram_matrix(
     """The same as :func:`gradsurgery.kernels.reference.gram_matrix`, from one read of the rows.
 
     Products and the sums of a block are float32, totals float64. Where that could underflow or
-    overflow, by the squared norms that came out, and for float64 rows, the reference does it all
-    again; reading those few numbers waits for nobody on a CPU.
+    overflow, by the squared norms that came out, and for float64 or short rows, the reference does
+    it all; reading those few numbers waits for nobody on a CPU.
 
     Args:
         grads: per-task flat gradients, ``[T, P]``, on a CPU.
@@ -37,7 +38,7 @@ def gram_matrix(
         [[18.0, -22.0], [-22.0, 38.0]]
     """
     num_tasks, num_columns = grads.shape
-    if grads.dtype == torch.float64 or not num_columns:
+    if grads.dtype == torch.float64 or num_columns <= _FEW_COLUMNS:
         return reference.gram_matrix(grads)
     of_block = _gram_by_pairs if num_tasks <= _PAIRWISE_TASKS else _gram_by_product
     blocks = grads.split(_COLUMNS, dim=1)
