@@ -14,9 +14,8 @@ from torch import Tensor
 from gradsurgery.kernels import reference
 
 _FEW_COLUMNS = 1 << 14  # up to here float64 costs next to nothing
-_COLUMNS = 1 << 17  # of a block: a few rows of it fit a CPU's second-level cache
-_PAIRWISE_TASKS = 6  # up to here a dot product for each pair is faster than a matrix product
-_TILE = 1 << 10  # columns that one small matrix product of `combine` turns into a sum
+_COLUMNS = 1 << 18  # of a block: a few rows of it stay in a CPU's last-level cache
+_FEW_TASKS = 6  # up to here a product with each row is faster than one with all
 # Squared norms between these leave float32 room for every product that counts.
 _SMALLEST, _LARGEST = 1e-20, 1e30
 
@@ -40,13 +39,20 @@ def gram_matrix(
     num_tasks, num_columns = grads.shape
     if grads.dtype == torch.float64 or num_columns <= _FEW_COLUMNS:
         return reference.gram_matrix(grads)
-    of_block = _gram_by_pairs if num_tasks <= _PAIRWISE_TASKS else _gram_by_product
-    blocks = grads.split(_COLUMNS, dim=1)
-    if num_tasks <= _PAIRWISE_TASKS:
-        parts = _in_threads(of_block, blocks)
-    else:
-        parts = [of_block(block) for block in blocks]  # a large product has threads of its own
-    gram = torch.stack(parts).sum(0, dtype=torch.float64)
+    starts = range(0, num_columns, _COLUMNS)
+    parts = torch.zeros(len(starts), num_tasks, num_tasks)
+
+    def multiply(block: int) -> None:
+        rows = grads[:, starts[block] : starts[block] + _COLUMNS].float()
+        if num_tasks > _FEW_TASKS:
+            torch.mm(rows, rows.T, out=parts[block])
+            return
+        for task in range(num_tasks):
+            torch.mv(rows[task:], rows[task], out=parts[block, task, task:])
+
+    _for_all(multiply, len(starts))
+    gram = parts.sum(0, dtype=torch.float64).triu_()
+    gram += gram.triu(1).T
     squared_norms = gram.diagonal().tolist()
     if all(_SMALLEST < norm < _LARGEST or math.isnan(norm) for norm in squared_norms):
         return gram
@@ -69,22 +75,30 @@ def combine(
         >>> combine(torch.tensor([1.0, 2.0]), torch.tensor([[1.0, 0.0], [0.5, 3.0]])).tolist()
         [2.0, 6.0]
     """
-    num_tasks, num_columns = grads.shape
-    if grads.dtype != torch.float32 or grads.stride(1) != 1:
-        return reference.combine(weights, grads, out)
+    num_columns = grads.shape[1]
     if out is None:
         out = torch.empty(num_columns, dtype=grads.dtype)
-    row = weights.to(torch.float32)[None, None]
-    whole = num_columns - num_columns % _TILE
-    scratch = torch.empty(min(whole, _COLUMNS) // _TILE, 1, _TILE)
-    for start in range(0, whole, _COLUMNS):
-        end = min(start + _COLUMNS, whole)
-        tiles = grads[:, start:end].unflatten(1, (-1, _TILE)).transpose(0, 1)  # [tiles, T, _TILE]
-        sums = scratch[: len(tiles)]
-        torch.bmm(row.expand(len(tiles), 1, num_tasks), tiles, out=sums)
-        out[start:end].copy_(sums.flatten())
-    if whole < num_columns:
-        reference.combine(weights, grads[:, whole:], out[whole:])
+    if grads.dtype != torch.float32 or num_columns <= _FEW_COLUMNS or grads.stride(1) != 1:
+        return reference.combine(weights, grads, out)
+    first, *_ = weights.tolist()
+    weights = weights.to(torch.float32)
+    in_place = out.data_ptr() == grads.data_ptr()
+    # A factor of 0 would overwrite what is there, were it NaN; and another row than the first is
+    # still wanted when it is written.
+    if in_place and (first == 0 or len(grads) == 1):
+        return reference.combine(weights, grads, out)
+    if not in_place and _overlap(grads, out):
+        return reference.combine(weights, grads, out)
+    starts = range(0, num_columns, _COLUMNS)
+
+    def add(block: int) -> None:
+        columns = slice(starts[block], starts[block] + _COLUMNS)
+        if in_place:
+            out[columns].addmv_(grads[1:, columns].T, weights[1:], beta=first)
+        else:
+            torch.mv(grads[:, columns].T, weights, out=out[columns])
+
+    _for_all(add, len(starts))
     return out
 
 
@@ -108,24 +122,24 @@ def combine_segments(
     return out
 
 
-def _gram_by_pairs(block: Tensor) -> Tensor:  # [T, columns] -> [T, T]
-    rows = block.float().unbind()
-    products = {(i, j): torch.dot(rows[i], rows[j]) for i in range(len(rows)) for j in range(i + 1)}
-    cells = [products[max(i, j), min(i, j)] for i in range(len(rows)) for j in range(len(rows))]
-    return torch.stack(cells).view(len(rows), len(rows))
+def _overlap(grads: Tensor, out: Tensor) -> bool:
+    return grads.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
 
 
-def _gram_by_product(block: Tensor) -> Tensor:  # [T, columns] -> [T, T]
-    rows = block.float()
-    return rows @ rows.T
+def _for_all(work: Callable[[int], None], num_blocks: int) -> None:
+    """Does the work on every block, on torch's number of threads."""
+    num_threads = min(torch.get_num_threads(), num_blocks)
+    cuts = [num_blocks * i // num_threads for i in range(num_threads + 1)]
 
+    def share(thread: int) -> None:
+        with torch.no_grad():  # which is a setting of each thread
+            for block in range(cuts[thread], cuts[thread + 1]):
+                work(block)
 
-def _in_threads(function: Callable[[Tensor], Tensor], blocks: tuple[Tensor, ...]) -> list[Tensor]:
-    """The function of every block, in order, on torch's number of threads."""
-    num_threads = min(torch.get_num_threads(), len(blocks))
     if num_threads == 1:
-        return [function(block) for block in blocks]
-    return list(_pool(num_threads).map(function, blocks))
+        share(0)
+    else:
+        list(_pool(num_threads).map(share, range(num_threads)))
 
 
 @cache
