@@ -623,6 +623,20 @@ def test_degenerate_predictions_are_marked(markdown: Callable[..., str], tmp_pat
     assert f"the Quora predictions of `{COSINE_PCGRAD}` (seed 0) are all" in markdown([tmp_path])
 
 
+def test_what_a_run_said_of_its_predictions_outlives_them(
+    markdown: Callable[..., str], tmp_path: Path
+) -> None:
+    """A record without predictions/, such as one that was put under version control."""
+    path = write_run(tmp_path, COSINE_PCGRAD) / "metrics.jsonl"
+    events = [json.loads(line) for line in path.read_text().splitlines()]
+    best = [event for event in events if event.get("best")]
+    best[0]["degenerate"], best[-1]["degenerate"] = ["sts"], ["quora"]
+    path.write_text("".join(json.dumps(event) + "\n" for event in events))
+    row = row_of(markdown([tmp_path]), f"`{COSINE_PCGRAD}`")
+    assert "†" in row["Quora accuracy"]
+    assert "†" not in row["SST accuracy"] + row["STS Pearson r"]
+
+
 def test_other_settings_make_another_row(markdown: Callable[..., str], tmp_path: Path) -> None:
     write_run(tmp_path / "a", LOSS_SUM, 0, encoder="tiny")
     write_run(tmp_path / "b", LOSS_SUM, 0, encoder="large", metrics=dict.fromkeys(METRICS, 0.9))

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.multitask_bert import metrics
+from benchmarks.multitask_bert.forms import config_fault, is_event
 from benchmarks.multitask_bert.points import Points, number
 from benchmarks.multitask_bert.tasks import TASKS
 
@@ -59,12 +60,19 @@ class Run:
     @cached_property
     def degenerate(self) -> frozenset[str]:
         """The tasks whose dev predictions do not depend on the input."""
-        return frozenset(
-            task
-            for task in self.metrics
-            if (predictions := _read_predictions(self.folder / f"predictions/{task}-dev.csv"))
-            and metrics.is_degenerate(predictions, TASKS[task].kind)
-        )
+        found = set()
+        for task in self.metrics:
+            predictions = _read_predictions(self.folder / f"predictions/{task}-dev.csv")
+            if predictions and metrics.is_degenerate(predictions, TASKS[task].kind):
+                found.add(task)
+            elif not predictions and self._was_degenerate(task):
+                found.add(task)
+        return frozenset(found)
+
+    def _was_degenerate(self, task: str) -> bool:
+        """What the run itself said of the best checkpoint, where its predictions are gone."""
+        best = [event for event in self.by_step("dev").values() if event.get("best")]
+        return bool(best) and task in (best[-1].get("degenerate") or [])
 
     @cached_property
     def legacy(self) -> Mapping[str, Mapping[str, float]]:
@@ -160,12 +168,8 @@ def read_run(folder: Path) -> Run:
         ValueError: Its configuration or its environment is damaged.
     """
     config = _read_json(folder / "config.json")
-    recipe = config.get("recipe")
-    if not (isinstance(recipe, dict) and "id" in recipe and isinstance(config.get("seed"), int)):
-        raise ValueError(
-            f"{folder / 'config.json'}: must name a recipe's id and a seed, found other keys; "
-            "run the recipe again"
-        )
+    if (fault := config_fault(config)) is not None:
+        raise ValueError(f"{folder / 'config.json'}: {fault}; run the recipe again")
     environment = folder / "environment.json"
     events, num_unreadable = _read_events(folder / "metrics.jsonl")
     return Run(
@@ -185,7 +189,7 @@ def _read_json(path: Path) -> Json:
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (OSError, ValueError, RecursionError) as error:
         reason = str(error).splitlines()[0]
         raise ValueError(f"{path}: must be JSON, found {reason}; run the recipe again") from None
     if not isinstance(content, dict):
@@ -211,8 +215,12 @@ def _read_predictions(path: Path) -> list[float]:
     """Read the predictions that are there; the last row is cut where a run was killed."""
     if not path.is_file():
         return []
-    with path.open(encoding="utf-8", errors="replace", newline="") as file:
-        texts = [row.get("prediction") or "" for row in csv.DictReader(file)]
+    texts: list[str] = []
+    with (
+        path.open(encoding="utf-8", errors="replace", newline="") as file,
+        suppress(csv.Error),  # a field that is too long ends what can be read
+    ):
+        texts.extend(row.get("prediction") or "" for row in csv.DictReader(file))
     found = []
     for text in texts:
         with suppress(ValueError):
@@ -222,10 +230,10 @@ def _read_predictions(path: Path) -> list[float]:
 
 def _parse_event(line: bytes) -> Json | None:
     try:
-        event = json.loads(line)
-    except ValueError:
+        event: Json = json.loads(line)
+    except (ValueError, RecursionError):
         return None
-    return event if isinstance(event, dict) and "event" in event else None
+    return event if is_event(event) else None
 
 
 def _ratio(counts: Iterable[object], seconds: Iterable[object]) -> float:
