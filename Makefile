@@ -1,11 +1,12 @@
-# Every target builds the environment it needs. PYTHON chooses the interpreter, RUN_ARGS and
-# TEST_ARGS go on to the command behind `run` and `test`.
+# Every target builds the environment it needs. PYTHON chooses the interpreter, RUN_ARGS,
+# TEST_ARGS and BENCH_ARGS go on to the command behind `run`, `test` and `bench`.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_ARGS ?=
 TEST_ARGS ?=
+BENCH_ARGS ?=
 
-.PHONY: setup minilm browser run test lint clean
+.PHONY: setup minilm browser run test bench lint clean
 
 setup: .venv/.installed
 
@@ -41,5 +42,14 @@ test: lint
 	$(MAKE) minilm || echo "no MiniLM checkpoint: the tests that use it are skipped"
 	$(BIN)/python -m pytest $(TEST_ARGS)
 
+# One quick pass of asv over the suite at this commit; without --quick its figures are to be trusted:
+# `asv run --python=same --set-commit-hash COMMIT`, or `asv run FIRST..LAST` over the history.
+bench: setup
+	$(BIN)/asv machine --yes >/dev/null
+	$(BIN)/asv run --python=same --quick --launch-method=forkserver --show-stderr \
+		--set-commit-hash $$(git rev-parse HEAD) $(BENCH_ARGS); \
+		status=$$?; $(BIN)/asv publish && \
+		echo "The page is in .asv/html; to read it: $(BIN)/asv preview"; exit $$status
+
 clean:
-	rm -rf .venv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .asv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
