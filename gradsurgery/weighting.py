@@ -37,17 +37,19 @@ def pcgrad_coefficients(
     num_tasks = gram.shape[-1]
     batch = torch.broadcast_shapes(gram.shape, order.shape)
     gram, order = gram.expand(batch), order.expand(batch)
-    itself = torch.arange(num_tasks, device=gram.device)
     # A gradient that is not finite makes every coefficient NaN: no finite part of a wrong update.
     poison = 0 * gram.sum((-2, -1), keepdim=True)
     coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device) + poison
-    squared_norms = gram.diagonal(dim1=-2, dim2=-1)
-    for visit in order.unbind(-1):  # [..., T]: whom each task visits now
-        along = gram.gather(-2, visit.unsqueeze(-1).expand(batch))  # row i: gram of i's visit
+    # What each visit divides by, [..., T, T]; infinite where there is nothing to remove, in a visit
+    # to oneself or to a gradient that is zero. Negative, so that dividing turns the sign.
+    norms = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2).expand(batch).gather(-1, order)
+    itself = torch.arange(num_tasks, device=gram.device).unsqueeze(-1)
+    divisors = -torch.where((order == itself) | (norms == 0), torch.inf, norms)
+    visits = order.unsqueeze(-1).unbind(-2)  # [..., T, 1] each: whom each task visits now
+    for visit, divisor in zip(visits, divisors.unbind(-1), strict=True):
+        along = gram.gather(-2, visit.expand(batch))  # row i: gram of i's visit
         dots = (coefficients * along).sum(-1)
-        conflict = (dots < 0) & (visit != itself)
-        removed = torch.where(conflict, dots / squared_norms.gather(-1, visit), 0.0)
-        coefficients.scatter_add_(-1, visit.unsqueeze(-1), -removed.unsqueeze(-1))
+        coefficients.scatter_add_(-1, visit, dots.clamp_max_(0).div_(divisor).unsqueeze(-1))
     return coefficients
 
 
