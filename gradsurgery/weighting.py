@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
@@ -46,10 +48,11 @@ def pcgrad_coefficients(
     itself = torch.arange(num_tasks, device=gram.device).unsqueeze(-1)
     divisors = -torch.where((order == itself) | (norms == 0), torch.inf, norms)
     visits = order.unsqueeze(-1).unbind(-2)  # [..., T, 1] each: whom each task visits now
-    for visit, divisor in zip(visits, divisors.unbind(-1), strict=True):
-        along = gram.gather(-2, visit.expand(batch))  # row i: gram of i's visit
-        dots = (coefficients * along).sum(-1)
-        coefficients.scatter_add_(-1, visit, dots.clamp_max_(0).div_(divisor).unsqueeze(-1))
+    products, dots = torch.empty_like(coefficients), coefficients.new_empty(*batch[:-1], 1)
+    rows = _rows_of_visits(gram, order)
+    for visit, row, divisor in zip(visits, rows, divisors.unsqueeze(-1).unbind(-2), strict=True):
+        torch.sum(torch.mul(coefficients, row, out=products), -1, keepdim=True, out=dots)
+        coefficients.scatter_add_(-1, visit, dots.clamp_max_(0).div_(divisor))
     return coefficients
 
 
@@ -126,6 +129,24 @@ def projection_order(
     for part in (seed, seed >> 32, clock, clock >> 32, cells):
         key = _mix(key, part)
     return key.view(num_tasks, num_tasks).argsort(dim=-1, stable=True)
+
+
+_MOST_AT_ONCE = 1 << 20  # numbers
+
+
+def _rows_of_visits(
+    gram: Tensor,  # [..., T, T]
+    order: Tensor,  # [..., T, T]
+) -> Iterable[Tensor]:  # [..., T, T] each
+    """For every visit the rows of ``gram`` of those whom the tasks visit."""
+    num_tasks = gram.shape[-1]
+    one_order = order.ndim == 2 or all(stride == 0 for stride in order.stride()[:-2])
+    if one_order and gram.numel() * num_tasks <= _MOST_AT_ONCE:
+        common = order[(0,) * (order.ndim - 2)]
+        rows: Tensor = gram.index_select(-2, common.T.flatten())
+        shape = (*gram.shape[:-2], num_tasks, num_tasks, num_tasks)
+        return rows.view(shape).unbind(-3)
+    return (gram.gather(-2, visit.expand(gram.shape)) for visit in order.unsqueeze(-1).unbind(-2))
 
 
 _MASK = 0xFFFFFFFF
