@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.shards import Spread, local, spread, total, whole
+
 Grams = Callable[[Tensor, Sequence[int]], Tensor]
 Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
 
@@ -46,6 +48,9 @@ class GradientBuffer:
     parameter that one task alone reaches never costs a row, and the first step, in which nobody
     knows yet what is shared, holds T gradients and not twice as many.
 
+    Of a parameter that is sharded over processes, everything here is the part of this one; only the
+    Gram matrices are summed over all.
+
     Tasks take slots in the order of their arrival, so that the rows in use are always the first.
 
     Args:
@@ -72,7 +77,7 @@ class GradientBuffer:
 
     def holds(self, grad: Tensor) -> bool:
         """Whether a gradient lies in the rows, where the next capture would overwrite it."""
-        storage = grad.untyped_storage().data_ptr()
+        storage = local(grad).untyped_storage().data_ptr()
         return any(
             rows.matrix is not None and rows.matrix.untyped_storage().data_ptr() == storage
             for rows in self._row_sets
@@ -93,7 +98,8 @@ class GradientBuffer:
         for rows in self._row_sets:
             rows.reserve(slot + 1)
         targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
-        for parameter, grad in grads:
+        for parameter, given in grads:
+            grad = local(given)
             slots = self._touched.setdefault(parameter, set())
             again = slot in slots
             slots.add(slot)
@@ -120,6 +126,16 @@ class GradientBuffer:
     def touched(self) -> list[Tensor]:
         """Parameters that any task has reached in this step."""
         return list(self._touched)
+
+    def grads_of(self, parameter: Tensor) -> dict[int, Tensor]:
+        """A parameter's gradients in this step, by task, before settle()."""
+        slots = self._touched.get(parameter, ())
+        loose = self._loose.get(parameter, {})
+        return {
+            task: loose[slot] if slot in loose else self._home[parameter].view(parameter, slot)
+            for task, slot in self.slots.items()
+            if slot in slots
+        }
 
     def settle(self) -> None:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
@@ -159,11 +175,11 @@ class GradientBuffer:
             alone: whether parameters that one task alone reached count as well.
         """
         num_slots = len(self.slots)
-        found: dict[int, Tensor] = {}
+        found: dict[tuple[Spread | None, int], Tensor] = {}
 
-        def add(unit: int, gram: Tensor) -> None:
-            total = found.get(unit)
-            found[unit] = gram if total is None else total + gram.to(total.device)
+        def add(over: Spread | None, unit: int, gram: Tensor) -> None:
+            so_far = found.get((over, unit))
+            found[over, unit] = gram if so_far is None else so_far + gram.to(so_far.device)
 
         for rows in self._row_sets:
             if rows.matrix is not None:
@@ -171,21 +187,29 @@ class GradientBuffer:
                     for unit, gram in zip(
                         owners, gram_matrices(rows.matrix[:num_slots], bounds), strict=True
                     ):
-                        add(unit, gram)
+                        add(rows.over, unit, gram)
         for parameter, loose in self._loose.items():
             if len(loose) > 1 or alone:
                 for unit in units.of(parameter):
                     for block in _blocks(loose.values()):
                         gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
-                        add(unit, _spread(gram, list(loose), num_slots))
-        if len(found) < units.number:
+                        add(spread(parameter), unit, _among_all(gram, list(loose), num_slots))
+        # Every process must ask for the sums of the others in the same order: that of the blocks.
+        spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
+        if len(found) < units.number * len(spreads):
             device = (
                 next(iter(found.values())).device if found else next(iter(self._touched)).device
             )
             blank = gram_matrices(torch.zeros(num_slots, 0, device=device), [0, 0])[0]
-            found = {unit: found.get(unit, blank) for unit in range(units.number)}
-        device = found[0].device
-        return torch.stack([found[unit].to(device) for unit in range(units.number)])
+            for over in spreads:
+                for unit in range(units.number):
+                    found.setdefault((over, unit), blank)
+        device = next(iter(found.values())).device
+        totals = [
+            total(torch.stack([found[over, u].to(device) for u in range(units.number)]), over)
+            for over in spreads
+        ]
+        return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
 
     def combine(
         self,
@@ -226,7 +250,7 @@ class GradientBuffer:
                 chosen = torch.stack([here[slot] for slot in loose])[None]
                 for block in _blocks(loose.values()):
                     combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
-            result[parameter] = grad.to(parameter.dtype)
+            result[parameter] = whole(parameter, grad.to(parameter.dtype))
         return result
 
     def move_into(self, other: GradientBuffer) -> None:
@@ -248,21 +272,19 @@ class GradientBuffer:
     def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
         """A gradient of our own, in the memory order that autograd promises for the parameter."""
         dtype = self.dtype or grad.dtype
-        strides = parameter.stride() if _is_dense(parameter) else _contiguous(parameter.shape)
-        # Part of a larger storage is rewritten by its owner, as DDP does with its buckets.
-        whole = grad.untyped_storage().nbytes() == grad.numel() * grad.element_size()
-        if whole and not copy and grad.dtype == dtype and grad.stride() == strides:
+        strides = strides_of(local(parameter))
+        if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
             return grad.detach()
         kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
         return kept.copy_(grad)
 
     def _lay_out(self) -> None:
         """Gives every parameter that was ever shared a place in the rows."""
-        kinds: dict[tuple[torch.device, torch.dtype], list[Tensor]] = {}
+        kinds: dict[tuple[torch.device, torch.dtype, Spread | None], list[Tensor]] = {}
         for parameter in [*self._home, *self._newly_shared]:
-            kind = (parameter.device, self.dtype or parameter.dtype)
+            kind = (parameter.device, self.dtype or parameter.dtype, spread(parameter))
             kinds.setdefault(kind, []).append(parameter)
-        self._row_sets = [_Rows(device, dtype, kinds[device, dtype]) for device, dtype in kinds]
+        self._row_sets = [_Rows(*kind, parameters) for kind, parameters in kinds.items()]
         self._home = {p: rows for rows in self._row_sets for p in rows.segments}
         self._newly_shared = {}
         for rows in self._row_sets:
@@ -297,18 +319,25 @@ class _Rows:
     """One flat matrix ``[T, P]`` of a device and type, and where in it each parameter lies."""
 
     def __init__(
-        self, device: torch.device, dtype: torch.dtype, parameters: Sequence[Tensor]
+        self,
+        device: torch.device,
+        dtype: torch.dtype,
+        over: Spread | None,
+        parameters: Sequence[Tensor],
     ) -> None:
         self.device = device
         self.dtype = dtype
+        self.over = over
         self.matrix: Tensor | None = None
         self.segments: dict[Tensor, int] = {}
+        self._sizes = {parameter: local(parameter).numel() for parameter in parameters}
         self.num_columns = 0
         self._views: list[dict[Tensor, Tensor]] = []
         # Round sizes first: then every other segment starts aligned, without any padding to clean.
+        # Of sharded ones the whole size, so that a checkpoint of any process restores the order.
         for parameter in sorted(parameters, key=lambda p: p.numel() % _ALIGNMENT != 0):
             self.segments[parameter] = self.num_columns
-            self.num_columns += parameter.numel()
+            self.num_columns += self._sizes[parameter]
 
     @property
     def num_rows(self) -> int:
@@ -323,7 +352,7 @@ class _Rows:
             larger[: self.num_rows].copy_(self.matrix)
         self.matrix = larger
         self._views = [
-            {p: _like(p, row, start) for p, start in self.segments.items()} for row in larger
+            {p: like(local(p), row, start) for p, start in self.segments.items()} for row in larger
         ]
 
     def runs(self, units: Units) -> list[tuple[list[int], list[int]]]:
@@ -331,7 +360,7 @@ class _Rows:
         which units those are."""
         found: list[tuple[list[int], list[int]]] = []
         for parameter, start in self.segments.items():
-            end = start + parameter.numel()
+            end = start + self._sizes[parameter]
             for unit in units.of(parameter):
                 if not found or found[-1][0][-1] != start:
                     found.append(([start, end], [unit]))
@@ -351,12 +380,15 @@ _ALIGNMENT = 64  # elements: a cache line of the narrowest type
 _LOOSE_COLUMNS = 1 << 20
 
 
-def _like(parameter: Tensor, row: Tensor, start: int) -> Tensor:
+def like(parameter: Tensor, row: Tensor, start: int = 0) -> Tensor:
     """A segment of a row with a parameter's shape and, where it is dense, its memory order."""
     segment = row[start : start + parameter.numel()]
-    if _is_dense(parameter):
-        return segment.as_strided(parameter.shape, parameter.stride())
-    return segment.view(parameter.shape)
+    return segment.as_strided(parameter.shape, strides_of(parameter))
+
+
+def strides_of(parameter: Tensor) -> tuple[int, ...]:
+    """The memory order that autograd promises for a parameter's gradient."""
+    return parameter.stride() if _is_dense(parameter) else _contiguous(parameter.shape)
 
 
 def _is_dense(tensor: Tensor) -> bool:
@@ -374,15 +406,15 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
 
 
-def _spread(gram: Tensor, slots: Sequence[int], num_slots: int) -> Tensor:  # [t, t] -> [T, T]
+def _among_all(gram: Tensor, slots: Sequence[int], num_slots: int) -> Tensor:  # [t, t] -> [T, T]
     """The inner products of some slots among those of all."""
     if len(slots) == num_slots == len(gram) and list(slots) == list(range(num_slots)):
         return gram
-    spread = gram.new_zeros(num_slots, num_slots)
+    among_all = gram.new_zeros(num_slots, num_slots)
     for i, into in enumerate(slots):
         for j, onto in enumerate(slots):
-            spread[into, onto] = gram[i, j]
-    return spread
+            among_all[into, onto] = gram[i, j]
+    return among_all
 
 
 def _picked(values: Tensor, places: Sequence[int]) -> Tensor:
@@ -394,12 +426,17 @@ def _picked(values: Tensor, places: Sequence[int]) -> Tensor:
 
 def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     """Equal pieces of several gradients of one parameter, each piece flat."""
-    flat = [_flat(grad) for grad in grads]
-    yield from (
-        list(pieces) for pieces in zip(*(g.split(_LOOSE_COLUMNS) for g in flat), strict=True)
-    )
+    columns = [flat(grad).split(_LOOSE_COLUMNS) for grad in grads]
+    yield from (list(pieces) for pieces in zip(*columns, strict=True))
 
 
-def _flat(grad: Tensor) -> Tensor:
+def is_whole(grad: Tensor) -> bool:
+    """Whether a gradient has its memory to itself: part of a larger storage is rewritten by the
+    owner of that, as DDP does with its buckets."""
+    part = local(grad)
+    return part.untyped_storage().nbytes() == part.numel() * part.element_size()
+
+
+def flat(grad: Tensor) -> Tensor:
     """A one-dimensional view of a dense gradient, whatever its memory order."""
     return grad.as_strided((grad.numel(),), (1,))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from numbers import Real
-from typing import Any, Literal, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 
 from gradsurgery.buffer import Units
 from gradsurgery.nonfinite import OnNonfinite
+from gradsurgery.shards import local
 from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
 from gradsurgery.wrapper import (
     Granularity,
@@ -21,6 +22,9 @@ from gradsurgery.wrapper import (
     Weighting,
     check_integer,
 )
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class LossSum(MultiTaskOptimizer):
@@ -36,7 +40,7 @@ class LossSum(MultiTaskOptimizer):
         monitor: gather the diagnostics of conflicts, for the memory and passes of surgery, without
             changing the update.
         scope, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
-        on_nonfinite: as in :class:`MultiTaskOptimizer`.
+        on_nonfinite, process_group: as in :class:`MultiTaskOptimizer`.
 
     Raises:
         TypeError, ValueError: as :class:`MultiTaskOptimizer`.
@@ -59,6 +63,7 @@ class LossSum(MultiTaskOptimizer):
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         super().__init__(
             base,
@@ -68,6 +73,7 @@ class LossSum(MultiTaskOptimizer):
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
+            process_group=process_group,
         )
         self.monitor = monitor
 
@@ -89,8 +95,8 @@ class WeightedSum(LossSum):
             ``tasks``.
         tasks: the names that :meth:`task` admits; by default those of the mapping, or the numbers
             from 0 on.
-        monitor, scope, on_nonfinite, buffer_dtype, fused: as in :class:`LossSum`; the diagnostics
-            are those of the tasks' own gradients, before the weights.
+        monitor, scope, on_nonfinite, buffer_dtype, fused, process_group: as in :class:`LossSum`;
+            the diagnostics are those of the tasks' own gradients, before the weights.
 
     Raises:
         TypeError: a weight is not a number, and as :class:`MultiTaskOptimizer`.
@@ -118,6 +124,7 @@ class WeightedSum(LossSum):
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         if not isinstance(weights, (Mapping, Sequence)):
             raise TypeError(
@@ -152,6 +159,7 @@ class WeightedSum(LossSum):
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
+            process_group=process_group,
         )
         self.weights = {name: float(weight) for name, weight in given.items()}
 
@@ -192,6 +200,8 @@ class PCGrad(MultiTaskOptimizer):
             :class:`MultiTaskOptimizer`.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
+        process_group: processes with the same parameters and examples of their own, as in
+            :class:`MultiTaskOptimizer`.
 
     Raises:
         TypeError: ``base`` is not an optimizer, or a whole number is not one.
@@ -224,6 +234,7 @@ class PCGrad(MultiTaskOptimizer):
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         check_integer("every", every, at_least=1)
         check_integer("start_step", start_step, at_least=0)
@@ -238,6 +249,7 @@ class PCGrad(MultiTaskOptimizer):
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
+            process_group=process_group,
         )
         self.every = every
         self.start_step = start_step
@@ -279,7 +291,7 @@ class PCGrad(MultiTaskOptimizer):
                 if parameter in parameters:
                     by_unit.setdefault(parameters[parameter], []).append(grad)
             for unit, scaled in by_unit.items():
-                torch._foreach_mul_(scaled, factors[unit])
+                torch._foreach_mul_([local(grad) for grad in scaled], factors[unit])
 
     def _must_see_each_task(self) -> bool:
         return True

@@ -6,18 +6,23 @@ from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, 
 from contextlib import contextmanager
 from numbers import Integral
 from types import ModuleType
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import kernels
-from gradsurgery.buffer import GradientBuffer, Units
+from gradsurgery.buffer import GradientBuffer, Units, is_whole
 from gradsurgery.diagnostics import Diagnostics
+from gradsurgery.distributed import AveragedBuffer, check_alike, check_group, sum_over
 from gradsurgery.features import check_features, head_gradients
 from gradsurgery.losses import Losses, named, one_by_one
 from gradsurgery.nonfinite import OnNonfinite, drop_unless, is_finite
+from gradsurgery.shards import is_spread, local, placed_as, true_everywhere
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 Weighting = Callable[[Tensor], Tensor]
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
@@ -60,11 +65,16 @@ class MultiTaskOptimizer(Optimizer):
             gradient, and ``diagnostics`` counts what they met.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
+        process_group: processes that hold the same parameters and each have examples of their own;
+            surgery is then that of the gradients' mean over them. It replaces the averaging of
+            ``DistributedDataParallel``, and every process must call :meth:`surgery` and
+            :meth:`step` equally often. Not for sharded parameters, which need nothing.
 
     Raises:
-        TypeError: ``base`` is not an optimizer, or ``weighting`` cannot be called.
-        ValueError: ``base`` has no parameters, an option is none of its choices, or ``tasks``
-            names a task twice.
+        TypeError: ``base`` is not an optimizer, ``weighting`` cannot be called, or
+            ``process_group`` is none.
+        ValueError: ``base`` has no parameters, an option is none of its choices, ``tasks`` names a
+            task twice, or ``process_group`` comes without ``tasks`` or with sharded parameters.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -89,6 +99,7 @@ class MultiTaskOptimizer(Optimizer):
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
         # Optimizer.__init__ is not called: it would make parameter groups, state and hooks anew.
         if not isinstance(base, Optimizer):
@@ -119,6 +130,9 @@ class MultiTaskOptimizer(Optimizer):
         names = [] if tasks is None else list(tasks)
         if len(set(names)) < len(names):
             raise ValueError(f"tasks: must name each task once, got {names}")
+        if process_group is not None:
+            parameters = [p for group in base.param_groups for p in group["params"]]
+            check_group(process_group, parameters, names)
         self.base = base
         self.weighting = weighting
         self.reduction = reduction
@@ -127,6 +141,7 @@ class MultiTaskOptimizer(Optimizer):
         self.seed = seed
         self.on_nonfinite = on_nonfinite
         self.fused = fused
+        self.process_group = process_group
         self.diagnostics = Diagnostics()
         self._names: list[Hashable] = names
         self._names_are_fixed = tasks is not None
@@ -135,6 +150,8 @@ class MultiTaskOptimizer(Optimizer):
         self._watched = Units(())
         self._handling: Handling | None = None  # None until the step's first block
         self._is_open = False
+        self._is_alike = False  # whether the processes have compared what they are set up with
+        self._is_averaged = False  # whether .grad is already the mean over the processes
         self._finite: Tensor | None = None  # whether all of the step's gradients so far are
         self._num_steps = 0
         self._clock: Tensor | None = None  # the same number, on the gradients' device
@@ -202,7 +219,9 @@ class MultiTaskOptimizer(Optimizer):
         """
         self._check_closed("backward()")
         with self._all_or_nothing():
-            if isinstance(losses, (Sequence, Mapping)):
+            if losses == {} and self.process_group is not None:
+                pass  # no examples here in this step; other processes have some
+            elif isinstance(losses, (Sequence, Mapping)):
                 given = named(losses, self._names if self._names_are_fixed else None)
                 for name in given:
                     self._check_name(name)
@@ -235,7 +254,8 @@ class MultiTaskOptimizer(Optimizer):
 
         Raises:
             TypeError: a loss or a feature is not a tensor.
-            ValueError: as :meth:`backward`; or a feature needs no gradient.
+            ValueError: as :meth:`backward`; or a feature needs no gradient, a task is missing
+                where there is a process group, or parameters are sharded.
 
         Example:
             >>> trunk, heads = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
@@ -255,6 +275,7 @@ class MultiTaskOptimizer(Optimizer):
             given = named(losses, self._names if self._names_are_fixed else None)
             for name in given:
                 self._check_name(name)
+            self._check_features_everywhere(given)
             handling = self._handling or self._handling_to_begin()
             if handling == "plain":
                 self._backward_given(given, retain_graph)
@@ -271,6 +292,10 @@ class MultiTaskOptimizer(Optimizer):
         nothing.
         """
         self._check_closed("surgery()")
+        with self._averaged():
+            self._operate()
+
+    def _operate(self) -> None:
         buffer = self._buffer
         if not buffer.slots:
             return
@@ -310,7 +335,7 @@ class MultiTaskOptimizer(Optimizer):
                     'step(): must be called without a closure where on_nonfinite="skip_step", '
                     "because the base optimizer would go on; choose another on_nonfinite"
                 )
-            if self._finite is not None and not bool(self._finite):
+            if not self._was_finite():
                 self.zero_grad()
                 self.diagnostics.num_skipped_steps += 1
                 return None
@@ -335,6 +360,7 @@ class MultiTaskOptimizer(Optimizer):
         if self._clock is not None:
             self._clock += 1
         self._handling = self._finite = None
+        self._is_averaged = False
         return result
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
@@ -359,6 +385,7 @@ class MultiTaskOptimizer(Optimizer):
         self._check_closed("zero_grad()")
         self._buffer.clear()
         self._handling = self._finite = None
+        self._is_averaged = False
         self.base.zero_grad(set_to_none)
 
     def add_param_group(self, param_group: dict[str, Any]) -> None:
@@ -395,6 +422,7 @@ class MultiTaskOptimizer(Optimizer):
             ) from error
         self._buffer.clear()
         self._handling = self._finite = None
+        self._is_alike = self._is_averaged = False
         if own is not None:
             self._load_own_state(own)
 
@@ -402,6 +430,11 @@ class MultiTaskOptimizer(Optimizer):
         return f"{type(self).__name__}({self.base!r})"
 
     def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
+            raise ValueError(
+                "optimizer: cannot be copied or pickled with its process_group, which belongs to "
+                "this process; load its state_dict() into a new one"
+            )
         # A learning-rate scheduler hangs its own `step` on the instance; it cannot be copied.
         return {key: value for key, value in self.__dict__.items() if key != "step"}
 
@@ -427,10 +460,12 @@ class MultiTaskOptimizer(Optimizer):
         """Deals with a gradient that is not finite."""
         if not (self._guards and grads):
             return
-        finite = is_finite(grads)
+        finite = is_finite([local(grad) for grad in grads])
+        if any(is_spread(grad) for grad in grads):
+            finite = true_everywhere(finite, list(grads))
         self.diagnostics.count_nonfinite(task, len(self._names), finite)
         if self.on_nonfinite == "skip_task":
-            drop_unless(finite, grads)
+            drop_unless(finite, [local(grad) for grad in grads])
         elif self.on_nonfinite == "skip_step":
             self._finite = finite if self._finite is None else self._finite & finite
         elif not bool(finite):
@@ -438,6 +473,14 @@ class MultiTaskOptimizer(Optimizer):
                 f"task {self._names[task]!r}: gradients must be finite, found NaN or infinity; "
                 "look at the task's loss, or choose another on_nonfinite"
             )
+
+    def _was_finite(self) -> bool:
+        """Whether every gradient of this step so far was finite, on all processes."""
+        if self.process_group is None:
+            return self._finite is None or bool(self._finite)
+        device = next(self._parameters()).device
+        here = torch.ones((), device=device) if self._finite is None else self._finite.float()
+        return bool(sum_over(here, self.process_group) == self.process_group.size())
 
     def _weigh(
         self,
@@ -467,7 +510,7 @@ class MultiTaskOptimizer(Optimizer):
         """Multiplies a task's gradients by its weight, in place."""
         weight = self._loss_weight(task)
         if weight != 1.0:
-            torch._foreach_mul_(list(grads.values()), weight)
+            torch._foreach_mul_([local(grad) for grad in grads.values()], weight)
 
     def _own_state(self) -> dict[str, Any]:
         """What the wrapper itself must keep."""
@@ -504,14 +547,14 @@ class MultiTaskOptimizer(Optimizer):
         taken: dict[Tensor, Tensor] = {}
         for parameter in self._parameters():
             if parameter.grad is not None:
-                taken[parameter] = parameter.grad
+                taken[parameter] = placed_as(parameter, parameter.grad)
                 parameter.grad = None
         return taken
 
     def _hide_grads(self) -> dict[Tensor, Tensor]:
-        """The same, of gradients that must outlive the rows they may lie in."""
+        """The same, of gradients that must outlive the rows or DDP's buckets they may lie in."""
         return {
-            parameter: grad.clone() if self._buffer.holds(grad) else grad
+            parameter: grad if is_whole(grad) and not self._buffer.holds(grad) else grad.clone()
             for parameter, grad in self._take_grads().items()
         }
 
@@ -569,8 +612,37 @@ class MultiTaskOptimizer(Optimizer):
         self._scale(task, grads)
         both = [parameter for parameter in grads if parameter in outside]
         if both:
-            torch._foreach_add_([outside[p] for p in both], [grads[p] for p in both])
+            torch._foreach_add_([local(outside[p]) for p in both], [local(grads[p]) for p in both])
         return {**grads, **outside}
+
+    @contextmanager
+    def _averaged(self) -> Iterator[None]:
+        """Puts the mean over the process group in the place of every gradient there is here."""
+        if self.process_group is None:
+            yield
+            return
+        parameters = list(self._parameters())
+        if not self._is_alike:
+            options = self.seed, self.reduction, self.scope, self.granularity, self._num_steps
+            shapes = [(tuple(p.shape), p.dtype) for p in parameters]
+            check_alike(self.process_group, (self._names, options, shapes))
+            self._is_alike = True
+        own = self._buffer
+        outside = {} if self._is_averaged else self._take_grads()
+        mean = AveragedBuffer(
+            own, parameters, len(self._names), outside, self.scope == "all", self.process_group
+        )
+        for parameter, grad in mean.outside.items():
+            parameter.grad = grad
+        self._is_averaged = True
+        # A process without a block in this step has not yet asked.
+        self._handling = self._handling or self._handling_to_begin()
+        self._buffer = mean
+        try:
+            yield
+        finally:
+            mean.clear()
+            self._buffer = own
 
     def _watches(self) -> bool:
         """Whether diagnostics are gathered although the update needs none."""
@@ -644,7 +716,7 @@ class MultiTaskOptimizer(Optimizer):
             del rows
             chosen = kernels.choose(self.fused)
             of_tasks = [task for task, _ in by_task]
-            gram = chosen.gram_matrix(grads)[None]
+            gram = self._of_all_examples(chosen.gram_matrix(grads)[None])
             weights, coefficients = self._weigh(gram, of_tasks)
             names = [self._names[task] for task in of_tasks]
             self.diagnostics.record(names, of_tasks, self._names, gram, weights, coefficients)
@@ -657,6 +729,23 @@ class MultiTaskOptimizer(Optimizer):
         for of_leaves in heads:
             for leaf, grad in of_leaves.items():
                 leaf.grad = grad if leaf.grad is None else leaf.grad + grad
+
+    def _of_all_examples(self, gram: Tensor) -> Tensor:  # [1, T, T]
+        """The Gram matrix of feature gradients, each process having those of its own examples."""
+        if self.process_group is None:
+            return gram
+        return sum_over(gram, self.process_group) / self.process_group.size() ** 2
+
+    def _check_features_everywhere(self, losses: Mapping[Hashable, Tensor]) -> None:
+        if any(is_spread(parameter) for parameter in self._parameters()):
+            raise ValueError(
+                "feature_backward(): must have parameters that are not sharded; use backward()"
+            )
+        if self.process_group is not None and set(losses) != set(self._names):
+            raise ValueError(
+                f"losses: must be one for each of the tasks {self._names} where there is a "
+                f"process_group, got those of {list(losses)}; use backward() when a task is absent"
+            )
 
     def _backward_lazily(
         self, losses: Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]], retain_graph: bool
@@ -684,6 +773,12 @@ class MultiTaskOptimizer(Optimizer):
             )
 
     def _check_closed(self, what: str) -> None:
+        # Lightning's shell takes on the class of what it holds, and would keep what is set here.
+        if "base" not in self.__dict__:
+            raise TypeError(
+                f"{what}: must be called on the optimizer itself, got a {type(self).__name__} "
+                "around it; call it on its .optimizer"
+            )
         if self._is_open:
             raise ValueError(
                 f"{what}: must not be called inside a task block; leave the block first"

@@ -10,6 +10,7 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "gradsurgery"
 # A file may import only files listed above it; those not written yet are skipped.
 ORDER = [
+    "shards",
     "buffer",
     "kernels.reference",
     "kernels.blocked",

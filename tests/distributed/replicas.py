@@ -1,0 +1,219 @@
+"""Each process with the whole model, with and without DDP, against one process."""
+
+import copy
+import functools
+from contextlib import ExitStack
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from gradsurgery import PCGrad, distributed
+from tests.distributed.training import (
+    TASKS,
+    WRAPPERS,
+    Joined,
+    Model,
+    assert_equal_everywhere,
+    assert_same,
+    batch_of,
+    bits,
+    blocks,
+    check,
+    even,
+    message,
+    methods,
+    own_batches,
+    sgd,
+    sharded_model,
+    train_step,
+    uneven,
+    watched,
+)
+
+
+def compare_group(wrapper, plan=uneven, num_steps=4, **options):
+    me, num = dist.get_rank(), dist.get_world_size()
+    model = Model()
+    optimizer = wrapper(base=sgd(model), process_group=dist.group.WORLD)
+    watched(optimizer, model)
+    joined = Joined(wrapper, plan)
+    for step in range(num_steps):
+        joined.step(step, regularise=step > 1)
+        train_step(
+            model,
+            optimizer,
+            own_batches(step, plan, me, num),
+            regulariser=0.01 * (1 + me) if step > 1 else None,
+        )
+        assert_same(model, optimizer, joined, **options)
+    assert_equal_everywhere(model, optimizer)
+
+
+@check
+def a_process_group_is_one_process_for_every_method():
+    for name, wrapper in methods().items():
+        try:
+            compare_group(wrapper)
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from error
+
+
+@check
+def it_makes_no_difference_how_many_columns_travel_at_once():
+    for columns in (16, 45):
+        with mock.patch.object(distributed, "_COLUMNS", columns):
+            compare_group(WRAPPERS["group"], num_steps=2)
+
+
+@check
+def losses_may_share_a_graph_and_a_process_may_have_none():
+    me, num = dist.get_rank(), dist.get_world_size()
+    plan = lambda step, process, num: TASKS if process or step < 2 else ()  # noqa: E731
+    model = Model()
+    optimizer = PCGrad(sgd(model), tasks=TASKS, process_group=dist.group.WORLD)
+    watched(optimizer, model)
+    joined = Joined(functools.partial(PCGrad, tasks=TASKS), plan)
+    for step in range(4):
+        joined.step(step)
+        optimizer.zero_grad()
+        batches = own_batches(step, plan, me, num)
+        optimizer.backward({task: model(task, batch) for task, batch in batches.items()})
+        optimizer.step()
+        assert_same(model, optimizer, joined)
+
+
+@check
+def surgery_on_features_sees_everybodys_examples():
+    me, num = dist.get_rank(), dist.get_world_size()
+    inputs = torch.randn(6 * num, 4, generator=torch.Generator().manual_seed(5))
+    targets = torch.stack([inputs.sum(1), -inputs.sum(1), inputs[:, 0]], dim=1)
+    found = []
+    for mine, group in ((slice(6 * me, 6 * me + 6), dist.group.WORLD), (slice(None), None)):
+        model = Model()
+        optimizer = PCGrad(sgd(model), tasks=TASKS, process_group=group)
+        for _ in range(3):
+            optimizer.zero_grad()
+            features = model.trunk(inputs[mine])
+            outputs = torch.cat([model.heads[task](features) for task in TASKS], dim=1)
+            losses = (outputs - targets[mine]).square().mean(0).unbind()
+            optimizer.feature_backward(losses, features)
+            optimizer.step()
+        found.append((model, optimizer))
+    for one, other in zip(found[0][0].parameters(), found[1][0].parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-6)
+    weights = [optimizer.diagnostics.weights for _, optimizer in found]
+    torch.testing.assert_close(*weights)
+    text = message(ValueError, lambda: found[0][1].feature_backward({"a": model.scale.sum()}, []))
+    assert "features" in text
+
+
+@check
+def one_non_finite_gradient_skips_the_step_everywhere():
+    me = dist.get_rank()
+    model = Model()
+    optimizer = PCGrad(
+        sgd(model), tasks=TASKS, process_group=dist.group.WORLD, on_nonfinite="skip_step"
+    )
+    for step in range(3):
+        before = copy.deepcopy(model.state_dict())
+        weight = float("nan") if step == 1 and me == 0 else 1.0
+        batches = {task: batch_of(task, step, me, weight) for task in TASKS}
+        train_step(model, optimizer, batches)
+        changed = not torch.equal(before["scale"], model.scale.detach())
+        assert changed == (step != 1)
+    assert optimizer.diagnostics.num_skipped_steps == 1
+    assert_equal_everywhere(model, optimizer)
+
+
+@check
+def setups_that_differ_or_cannot_work_are_refused():
+    me, num = dist.get_rank(), dist.get_world_size()
+    world = dist.group.WORLD
+    model = Model()
+    text = message(ValueError, lambda: PCGrad(sgd(model), process_group=world))
+    assert "tasks: must be declared" in text
+    message(TypeError, lambda: PCGrad(sgd(model), tasks=TASKS, process_group=num))
+    optimizer = PCGrad(sgd(model), tasks=TASKS if me != 1 else TASKS[::-1], process_group=world)
+    blocks(model, optimizer, own_batches(0, even, me, num))
+    assert "process_group" in message(ValueError, lambda: copy.deepcopy(optimizer))
+    assert "process 1 has" in message(ValueError, optimizer.step)
+    sharded = sharded_model()
+    text = message(ValueError, lambda: PCGrad(sgd(sharded), tasks=TASKS, process_group=world))
+    assert "process_group: must be left out" in text
+    optimizer = PCGrad(sgd(sharded), tasks=TASKS)
+    text = message(
+        ValueError, lambda: optimizer.feature_backward([sharded.scale.sum()] * 3, model.scale)
+    )
+    assert "not sharded" in text
+
+
+@check
+def ddp_is_one_process_for_every_method():
+    me, num = dist.get_rank(), dist.get_world_size()
+    for number, (name, wrapper) in enumerate(methods().items()):
+        for as_view in (number % 2 == 0, number % 2 == 1)[: 2 if name == "monitor" else 1]:
+            replica = DistributedDataParallel(
+                Model(), find_unused_parameters=True, gradient_as_bucket_view=as_view
+            )
+            optimizer = watched(wrapper(base=sgd(replica.module)), replica.module)
+            joined = Joined(wrapper, even)
+            for step in range(3):
+                joined.step(step)
+                train_step(replica, optimizer, own_batches(step, even, me, num))
+                try:
+                    assert_same(replica, optimizer, joined)
+                except AssertionError as error:
+                    raise AssertionError(f"{name}, {as_view=}, step {step}: {error}") from error
+
+
+@check
+def ddp_without_sync_is_a_process_group():
+    me, num = dist.get_rank(), dist.get_world_size()
+    for sync in (False, True):
+        replica = DistributedDataParallel(Model(), find_unused_parameters=True)
+        optimizer = PCGrad(sgd(replica.module), tasks=TASKS, process_group=dist.group.WORLD)
+        watched(optimizer, replica.module)
+        plan = even if sync else uneven
+        joined = Joined(functools.partial(PCGrad, tasks=TASKS), plan)
+        for step in range(4):
+            joined.step(step)
+            optimizer.zero_grad()
+            with ExitStack() if sync else replica.no_sync():
+                blocks(replica, optimizer, own_batches(step, plan, me, num))
+            optimizer.step()
+            assert_same(replica, optimizer, joined)
+
+
+@check
+def a_checkpoint_of_one_process_loads_on_all_and_on_one():
+    me, num = dist.get_rank(), dist.get_world_size()
+
+    def built():
+        model = Model()
+        return model, watched(
+            PCGrad(sgd(model), tasks=TASKS, every=2, process_group=dist.group.WORLD), model
+        )
+
+    def train(model, optimizer, steps):
+        for step in steps:
+            train_step(model, optimizer, own_batches(step, uneven, me, num))
+
+    model, optimizer = built()
+    train(model, optimizer, range(3))
+    saved = [copy.deepcopy((model.state_dict(), optimizer.state_dict())) if me == 0 else None]
+    dist.broadcast_object_list(saved, src=0)
+    again, resumed = built()
+    again.load_state_dict(saved[0][0])
+    resumed.load_state_dict(copy.deepcopy(saved[0][1]))
+    train(model, optimizer, range(3, 7))
+    train(again, resumed, range(3, 7))
+    for one, other in zip(bits(model, optimizer), bits(again, resumed), strict=True):
+        assert torch.equal(one, other)
+    alone = Joined(functools.partial(PCGrad, tasks=TASKS, every=2))
+    alone.model.load_state_dict(saved[0][0])
+    alone.optimizer.load_state_dict(saved[0][1])
+    for step in range(3, 7):
+        alone.step(step)
+    assert_same(model, optimizer, alone)
