@@ -6,7 +6,7 @@ RUN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: setup minilm browser run test bench lint clean
+.PHONY: setup minilm browser run test test-all bench lint clean
 
 setup: .venv/.installed
 
@@ -41,6 +41,10 @@ lint: setup
 test: lint
 	$(MAKE) minilm || echo "no MiniLM checkpoint: the tests that use it are skipped"
 	$(BIN)/python -m pytest $(TEST_ARGS)
+
+# The tests that take longer as well.
+test-all: TEST_ARGS += -m 'slow or not slow'
+test-all: test
 
 # One quick pass of asv over the suite at this commit; without --quick its figures are to be trusted:
 # `asv run --python=same --set-commit-hash COMMIT`, or `asv run FIRST..LAST` over the history.

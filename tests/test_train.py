@@ -111,7 +111,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     return {
         "events": events_of(folder),
         # Through JSON lines of different times the file need not be equally long.
-        "state": {name: part for name, part in state.items() if name != "metrics_bytes"},
+        "state": {name: part for name, part in state.items() if "metrics" not in name},
         **{name: (folder / name).read_bytes() for name in files},
     }
 

@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -277,9 +278,21 @@ def _fetch(options: argparse.Namespace, given: list[str]) -> int:
 
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
-    from benchmarks.multitask_bert.train import run
+    from benchmarks.multitask_bert.locks import alone_in
 
     plans = _plans(options, given)
+    with ExitStack() as folders:
+        for plan in plans:
+            if not _is_complete(plan):
+                folders.enter_context(alone_in(plan.folder))
+                _check_folder(plan, resume=options.resume)  # until now it might have changed
+        return _run_all(plans, options)
+
+
+def _run_all(plans: Sequence[Plan], options: argparse.Namespace) -> int:
+    """Runs what is not complete yet, one after the other."""
+    from benchmarks.multitask_bert.train import run
+
     print(plans[0].corpus.notice, flush=True)
     failed = []
     for plan in plans:
@@ -428,7 +441,10 @@ def _is_complete(plan: Plan) -> bool:
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split()) or type(error).__name__
+    line = " ".join(str(error).split()) or type(error).__name__
+    # What a file holds may be quoted in it: neither pages of it nor a terminal's commands.
+    line = "".join(character if character.isprintable() else "?" for character in line)
+    return line if len(line) <= 1200 else f"{line[:900]} ... {line[-200:]}"
 
 
 if __name__ == "__main__":

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
+import stat
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from benchmarks.multitask_bert.tasks import TASKS, Task
+
+MAX_BYTES = 2**28  # of one file; the largest published one has a tenth of them
 
 
 class DataError(ValueError):
@@ -83,6 +88,7 @@ def read_split(directory: str | Path, task: str, split: str) -> Split:
     """Read and check one file of the starter code's layout.
 
     Rows without a label are counted and skipped, except in the test split, which has no labels.
+    A file of n bytes takes less than 64 n bytes of memory, and n is at most ``MAX_BYTES``.
 
     Args:
         directory: the folder with the files.
@@ -131,7 +137,8 @@ def _examples(rows: _Rows, task: Task, *, has_labels: bool) -> tuple[tuple[Examp
 
 
 # Python's float() also takes "nan", "1_0" and digits of other scripts.
-_NUMBER = re.compile(r"[+-]?([0-9]+\.?[0-9]*|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
+# No digit can be matched in two ways: a long field is refused as fast as a short one.
+_NUMBER = re.compile(r"[+-]?([0-9]+(\.[0-9]*)?|\.[0-9]+)(e[+-]?[0-9]+)?", re.IGNORECASE)
 
 
 def _label(task: Task, text: str) -> float | None:
@@ -160,7 +167,7 @@ class _Rows:
         self._number = 0  # of the data row, from 1; 0 is the header
         self._line = 1  # on which it starts, from 1
         try:
-            content = path.read_bytes()
+            content = _read(path)
         except OSError as error:
             raise DataError(
                 f"{path}: cannot be read ({error.strerror}); give the folder that has this file"
@@ -172,8 +179,8 @@ class _Rows:
         if not self._header:
             found = "no header" if content else "no byte in it"
             raise DataError(f"{path}: must begin with a header, found {found}; copy the file again")
-        for name in self._header:
-            if name and self._header.count(name) > 1:
+        for name, count in Counter(self._header).items():
+            if name and count > 1:
                 raise self.error(
                     f"column names must differ, found {_shown(name)} twice", "rename one of them"
                 )
@@ -226,6 +233,29 @@ class _Rows:
             what = "a NUL byte" if byte == 0 else f"byte 0x{byte:02x}, which is not UTF-8"
             raise self.error(f"must be text, found {what}", "save the file as UTF-8 text")
         return row
+
+
+def _read(path: Path) -> bytes:
+    """The bytes of a plain file: a pipe may never end, and a device such as /dev/zero never does.
+
+    Raises:
+        DataError: it is something else, or too large.
+        OSError: it cannot be read.
+    """
+    with open(path, "rb", opener=_without_waiting) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise DataError(f"{path}: must be a file, found another thing; give a copy of the file")
+        if status.st_size > MAX_BYTES:
+            raise DataError(
+                f"{path}: must have at most {MAX_BYTES} bytes, found {status.st_size}; check that "
+                "it is the right file"
+            )
+        return file.read()
+
+
+def _without_waiting(path: str, flags: int) -> int:
+    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))
 
 
 def _shown(text: str) -> str:

@@ -60,14 +60,13 @@ class Run:
     @cached_property
     def degenerate(self) -> frozenset[str]:
         """The tasks whose dev predictions do not depend on the input."""
-        found = set()
-        for task in self.metrics:
-            predictions = _read_predictions(self.folder / f"predictions/{task}-dev.csv")
-            if predictions and metrics.is_degenerate(predictions, TASKS[task].kind):
-                found.add(task)
-            elif not predictions and self._was_degenerate(task):
-                found.add(task)
-        return frozenset(found)
+        return frozenset(task for task in self.metrics if self._is_degenerate(task))
+
+    def _is_degenerate(self, task: str) -> bool:
+        predictions = _read_predictions(self.folder / f"predictions/{task}-dev.csv")
+        if not predictions:
+            return self._was_degenerate(task)
+        return metrics.is_degenerate(predictions, TASKS[task].kind)
 
     def _was_degenerate(self, task: str) -> bool:
         """What the run itself said of the best checkpoint, where its predictions are gone."""

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from benchmarks.multitask_bert.batches import TokenizedSplit, evaluation_batches
-from benchmarks.multitask_bert.checkpoint import load_model
+from benchmarks.multitask_bert.checkpoint import Origin, check_heads, load_model
 from benchmarks.multitask_bert.corpora import load_corpus
 from benchmarks.multitask_bert.encoders import make_encoder
 from benchmarks.multitask_bert.evaluate import predict
@@ -41,7 +41,8 @@ def write_predictions(
         splits: of ``dev`` and ``test``.
 
     Raises:
-        RecordError: the folder is not that of a complete run.
+        RecordError: the folder is not that of a complete run, or a file of it is damaged.
+        RecipeError: its recipe is none of this version's.
         DataError: a file is missing or damaged; nothing is written then.
     """
     record = Record(folder)
@@ -51,11 +52,20 @@ def write_predictions(
             f"{'an unfinished one' if record.exists else 'none'}; finish it with run --resume"
         )
     config = record.read_json("config.json")
+    for key, kind in {"recipe": dict, "data": str, "encoder": str, "seed": int}.items():
+        if not isinstance(config.get(key), kind):
+            raise RecordError(
+                f"{folder / 'config.json'}: {key} must be a {kind.__name__}, found "
+                f"{type(config.get(key)).__name__}; run the recipe again"
+            )
     recipe = Recipe.from_dict(config["recipe"])
+    weights = folder / "model.safetensors"
+    origin = Origin.of(config["recipe"], config["seed"])
     corpus = load_corpus(data or config["data"], recipe.tasks, splits)
     encoder, tokenizer = make_encoder(config["encoder"], recipe)
+    check_heads(weights, recipe, encoder.config.hidden_size)
     model = MultiTaskModel(encoder, recipe)
-    load_model(folder / "model.safetensors", model)
+    load_model(weights, model, origin)
     written = []
     for task in recipe.tasks:
         for name in splits:

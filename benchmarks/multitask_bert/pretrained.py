@@ -2,7 +2,8 @@
 
 Such a checkpoint is three things: sizes (``config.json``), weights (``model.safetensors``) and a
 tokenizer (``tokenizer.json``, or ``vocab.txt`` with ``tokenizer_config.json``). Nothing is
-unpickled.
+unpickled, no file names another one, and no memory is taken for tensors that the file of weights
+does not have.
 """
 
 from __future__ import annotations
@@ -80,6 +81,8 @@ _LAYER_MODULES = {
 # Pre-training leaves its own heads, and old versions a constant 0, 1, 2, ..., beside the encoder.
 _UNUSED = re.compile(r"embeddings\.position_ids|cls\.(predictions|seq_relationship)\..+")
 _SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]")
+MAX_SIZE = 2**24  # of any dimension, above every published model's
+MAX_JSON_BYTES = 2**26  # of a JSON or vocabulary file; a large tokenizer has a quarter of them
 _FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -87,8 +90,10 @@ class CheckpointError(ValueError):
     """A checkpoint that cannot be loaded as it is; the message is one line."""
 
     def __init__(self, message: str) -> None:
-        # File names, tensor names and other libraries' messages may hold line breaks.
-        super().__init__(" ".join(message.splitlines()))
+        # File names, tensor names and other libraries' messages may hold line breaks, and a value
+        # of the file may fill pages.
+        line = " ".join(message.splitlines())
+        super().__init__(line if len(line) <= 1000 else f"{line[:700]} ... {line[-200:]}")
 
 
 def load_encoder(
@@ -192,6 +197,11 @@ def _read_config(path: Path) -> EncoderConfig:
     absent = [key for key in _REQUIRED if key not in raw]
     if absent:
         raise CheckpointError(f"{path}: {_some(absent)} missing: fetch the file again")
+    for key in _FIELDS:
+        if isinstance(raw.get(key), int) and raw[key] > MAX_SIZE:
+            raise CheckpointError(
+                f"{path}: {key} must be at most {MAX_SIZE}, got {raw[key]}: fetch the file again"
+            )
     try:
         return EncoderConfig(**{field: raw[key] for key, field in _FIELDS.items() if key in raw})
     except ValueError as error:
@@ -201,9 +211,10 @@ def _read_config(path: Path) -> EncoderConfig:
 
 
 def _read_json(path: Path) -> dict[str, Any]:
+    _check_size(path)
     try:
         raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(
             f"{path} is not readable as JSON ({_summary(error)}): fetch the file again"
         ) from error
@@ -212,6 +223,14 @@ def _read_json(path: Path) -> dict[str, Any]:
             f"{path} must hold a JSON object, got a {type(raw).__name__}: fetch the file again"
         )
     return raw
+
+
+def _check_size(path: Path) -> None:
+    size = path.stat().st_size
+    if size > MAX_JSON_BYTES:
+        raise CheckpointError(
+            f"{path} must have at most {MAX_JSON_BYTES} bytes, got {size}: fetch the file again"
+        )
 
 
 def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
@@ -223,12 +242,15 @@ def _read_tokenizer(folder: Path, vocab_size: int) -> Tokenizer:
             f"{folder} has neither {_TOKENIZER} nor {_VOCABULARY}: add the tokenizer files that "
             f"belong to the checkpoint"
         )
+    _check_size(path)
     try:
         if path.name == _TOKENIZER:
             tokenizer = Tokenizer.from_file(str(path))
         else:
             tokenizer = Tokenizer(WordPiece.from_file(str(path), unk_token="[UNK]"))
-    except Exception as error:  # tokenizers raises nothing narrower
+    except BaseException as error:  # tokenizers raises nothing narrower, and panics in Rust
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise CheckpointError(
             f"{path} is not readable as a tokenizer ({_summary(error)}): fetch the file again"
         ) from error
@@ -273,11 +295,12 @@ def _complete_wordpiece(tokenizer: Tokenizer, vocabulary: Path) -> None:
 def _read_weights(path: Path, config: EncoderConfig) -> MinBert:
     # Shapes come from a model without storage, so that a file that does not fit costs nothing, and
     # each tensor is then copied straight from the mapped file into its place.
-    with torch.device("meta"):
-        encoder = MinBert(config)
-    expected = to_bert_names(dict(encoder.named_parameters()))
     try:
         with safe_open(path, framework="pt") as file:
+            _check_layers(path, config, len(file.keys()))
+            with torch.device("meta"):
+                encoder = MinBert(config)
+            expected = to_bert_names(dict(encoder.named_parameters()))
             stored = _match(path, file, expected)
             encoder.to_empty(device="cpu")
             targets = to_bert_names({name: p.detach() for name, p in encoder.named_parameters()})
@@ -288,6 +311,16 @@ def _read_weights(path: Path, config: EncoderConfig) -> MinBert:
             f"{path} is not readable as safetensors ({_summary(error)}): fetch the file again"
         ) from error
     return encoder
+
+
+def _check_layers(path: Path, config: EncoderConfig, num_tensors: int) -> None:
+    """Refuses more layers than the file can hold, before they are made."""
+    if config.num_layers > num_tensors:
+        raise CheckpointError(
+            f"{path} must hold the tensors of the {config.num_layers} layers that {_CONFIG} "
+            f"describes, got {num_tensors} tensors; save it again with "
+            f"transformers.BertModel.save_pretrained"
+        )
 
 
 def _match(path: Path, file: Any, expected: Mapping[str, Tensor]) -> dict[str, str]:
@@ -333,5 +366,5 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(first) + (f" and {len(rest)} more" if rest else "")
 
 
-def _summary(error: Exception) -> str:
+def _summary(error: BaseException) -> str:
     return str(error).strip()[:300] or type(error).__name__

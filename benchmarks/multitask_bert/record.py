@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import datetime, timezone
 from io import StringIO
 from pathlib import Path
@@ -18,6 +20,16 @@ import torch
 
 class RecordError(ValueError):
     """A run folder that cannot be used as asked."""
+
+
+class WriteError(RecordError, OSError):
+    """A file of a run that could not be written; what was there before is still there."""
+
+    def __init__(self, path: Path, error: OSError) -> None:
+        super().__init__(
+            f"{path}: cannot be written ({error.strerror or error}); make room or give another "
+            "--out, and go on with --resume"
+        )
 
 
 class Record:
@@ -57,7 +69,7 @@ class Record:
         path = self.folder / name
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise RecordError(
                 f"{path}: must be readable JSON, found {type(error).__name__}; "
                 "remove the run folder and run again"
@@ -70,10 +82,54 @@ class Record:
         return content
 
     def append(self, event: Mapping[str, Any]) -> None:
-        """Adds one event to ``metrics.jsonl``."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with (self.folder / "metrics.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event) + "\n")
+        """Adds one event to ``metrics.jsonl``.
+
+        Raises:
+            WriteError: it could not be written, or in part only.
+        """
+        path = self.folder / "metrics.jsonl"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(event) + "\n")
+        except OSError as error:
+            raise WriteError(path, error) from error
+
+    def metrics_digest(self, num_bytes: int) -> str:
+        """SHA-256 of the first bytes of ``metrics.jsonl``, which are on the disk afterwards."""
+        path = self.folder / "metrics.jsonl"
+        if not path.exists():
+            return hashlib.sha256().hexdigest()
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+            return hashlib.sha256(file.read(num_bytes)).hexdigest()
+
+    def check_metrics(self, num_bytes: int, digest: str | None) -> None:
+        """Refuses a ``metrics.jsonl`` that does not begin with what a checkpoint knows of.
+
+        Args:
+            num_bytes: its length when the checkpoint was written.
+            digest: their SHA-256, where it is known.
+
+        Raises:
+            RecordError: it is shorter, or was changed.
+        """
+        path = self.folder / "metrics.jsonl"
+        if self.metrics_bytes < num_bytes:
+            raise RecordError(
+                f"{path}: must hold the {num_bytes} bytes of when the state was saved, found "
+                f"{self.metrics_bytes}; remove the run folder and run again"
+            )
+        if digest is not None and self.metrics_digest(num_bytes) != digest:
+            raise RecordError(
+                f"{path}: must begin with the {num_bytes} bytes of when the state was saved, found "
+                "others; remove the run folder and run again"
+            )
+
+    def remove_partial_files(self) -> None:
+        """Removes what a process that was killed while writing left half written."""
+        for path in self.folder.rglob("*.partial"):
+            path.unlink()
 
     def truncate(self, num_bytes: int) -> None:
         """Forgets what was measured after a checkpoint was written.
@@ -82,11 +138,7 @@ class Record:
             RecordError: the file is shorter than it was then.
         """
         path = self.folder / "metrics.jsonl"
-        if self.metrics_bytes < num_bytes:
-            raise RecordError(
-                f"{path}: must hold the {num_bytes} bytes of when the state was saved, found "
-                f"{self.metrics_bytes}; remove the run folder and run again"
-            )
+        self.check_metrics(num_bytes, None)
         if path.exists():
             os.truncate(path, num_bytes)
 
@@ -103,7 +155,7 @@ class Record:
             if line.endswith(b"\n"):
                 try:
                     event = json.loads(line)
-                except ValueError:
+                except (ValueError, RecursionError):
                     event = None
                 if not isinstance(event, dict) or "event" not in event:
                     raise RecordError(
@@ -124,15 +176,46 @@ class Record:
         write_whole(self.folder / "predictions" / f"{task}-{split}.csv", text.getvalue().encode())
 
 
-def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file so that nobody, at any moment, finds half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+def write_whole(path: Path, *content: bytes | memoryview, previous: Path | None = None) -> None:
+    """Writes a file so that nobody, at any moment, finds half of it.
+
+    Args:
+        path: the file; folders above it are made.
+        content: its parts, in order.
+        previous: the name that the file of before gets; without it that file is gone.
+
+    Raises:
+        WriteError: it could not be written.
+    """
     partial = path.with_name(path.name + ".partial")
-    with partial.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(partial, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            with partial.open("wb") as file:
+                file.writelines(content)
+                file.flush()
+                os.fsync(file.fileno())
+            if previous is not None and path.exists():
+                os.replace(path, previous)
+            os.replace(partial, path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()  # on a full disk its room is needed
+            raise
+        _sync_folder(path.parent)
+    except OSError as error:
+        raise WriteError(path, error) from error
+
+
+def _sync_folder(folder: Path) -> None:
+    """Has the folder's names on the disk, where the system can be asked for that."""
+    if os.name != "posix":
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

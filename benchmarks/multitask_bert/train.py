@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,9 @@ from benchmarks.multitask_bert.batches import (
     evaluation_batches,
 )
 from benchmarks.multitask_bert.checkpoint import (
+    PREVIOUS,
+    STATE,
+    Origin,
     load_model,
     load_state,
     random_states,
@@ -73,6 +78,20 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     best_legacy: dict[str, dict[str, float]] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        """Raises ``ValueError`` where a field is no number or mapping of its kind."""
+        number = (int, float)
+        kinds: dict[str, Any] = {
+            "int": int,
+            "float": number,
+            "float | None": (*number, type(None)),
+        }
+        for each in fields(self):
+            value = getattr(self, each.name)
+            is_kind = isinstance(value, kinds.get(str(each.type), dict))
+            if not is_kind or isinstance(value, bool) or (isinstance(value, int) and value < 0):
+                raise ValueError(f"progress with {each.name} {value!r}")
+
 
 def run(plan: Plan, *, resume: bool = False) -> bool:
     """Trains, evaluates and records one recipe with one seed.
@@ -86,12 +105,16 @@ def run(plan: Plan, *, resume: bool = False) -> bool:
 
     Raises:
         RecipeError: a part of the recipe that this version cannot run.
-        RecordError: the folder's state is damaged.
+        RecordError: the folder's state is damaged, and so is the one before, where there is one.
+        WriteError: a file cannot be written; the run can be resumed.
     """
     training = Training(plan)
     record = training.record
-    if resume and (record.folder / "state" / "state.pt").exists():
+    record.remove_partial_files()
+    if resume and any((record.folder / name).exists() for name in (STATE, PREVIOUS)):
         training.load()
+        if not record.exists:
+            record.write_json("config.json", plan.config)
     else:
         record.write_json("config.json", plan.config)
         record.truncate(0)
@@ -115,6 +138,7 @@ class Training:
         self.plan = plan
         self.recipe = recipe
         self.record = Record(plan.folder)
+        self._origin = Origin.of(recipe.to_dict(), plan.seed)
         self.progress = Progress()
         torch.manual_seed(plan.seed)
         encoder, tokenizer = plan.make_encoder(recipe)
@@ -185,9 +209,11 @@ class Training:
 
     def save(self) -> None:
         """Writes the state from which :meth:`load` goes on exactly."""
+        num_bytes = self.record.metrics_bytes
         save_state(
-            self.record.folder / "state" / "state.pt",
+            self.record.folder / STATE,
             {
+                "origin": asdict(self._origin),
                 "progress": vars(self.progress),
                 "model": self.model.state_dict(),
                 "optimizer": self.optimizer.state_dict(),
@@ -197,15 +223,30 @@ class Training:
                 "past": None if self._proximity is None else self._proximity.state_dict(),
                 "loss_sums": self._loss_sums,
                 "loss_counts": self._loss_counts,
-                "metrics_bytes": self.record.metrics_bytes,
+                "metrics_bytes": num_bytes,
+                "metrics_digest": self.record.metrics_digest(num_bytes),
             },
+            self.record.folder / PREVIOUS,
         )
 
     def load(self) -> None:
-        """Takes up the state that :meth:`save` wrote."""
-        path = self.record.folder / "state" / "state.pt"
-        state = load_state(path)
+        """Takes up the state that :meth:`save` wrote, or else the one before, and says so."""
+        path, previous = self.record.folder / STATE, self.record.folder / PREVIOUS
         try:
+            self._load(path)
+        except RecordError as error:
+            if not previous.exists():
+                raise
+            self._load(previous)
+            reason = str(error).removesuffix("; remove the run folder and run again")
+            print(f"{reason}; went on from {previous}, step {self.progress.step}", file=sys.stderr)
+
+    def _load(self, path: Path) -> None:
+        state = load_state(path, self._origin)
+        try:
+            num_bytes, digest = state["metrics_bytes"], state.get("metrics_digest")
+            if not isinstance(num_bytes, int) or num_bytes < 0:
+                raise ValueError(f"metrics of {num_bytes!r} bytes")
             self._take(state)
         except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
             raise RecordError(
@@ -213,11 +254,14 @@ class Training:
                 f"({type(error).__name__}: {' '.join(str(error).split())[:200]}); "
                 "remove the run folder and run again"
             ) from error
-        self.record.truncate(state["metrics_bytes"])
+        self.record.check_metrics(num_bytes, digest)
+        self.record.truncate(num_bytes)
 
     def _take(self, state: Mapping[str, Any]) -> None:
         self.progress = Progress(**state["progress"])
         self._ended_encoders = list(state["ended_encoders"])
+        for encoder in self._ended_encoders:
+            self.model.encoder.load_state_dict(encoder)  # that they fit; it is overwritten below
         if self.progress.stage < len(self.recipe.stages):
             self._begin_stage()
             self.optimizer.load_state_dict(state["optimizer"])
@@ -417,7 +461,7 @@ class Training:
             progress.best_epoch = progress.num_epochs
             progress.best_metrics = metrics
             progress.best_legacy = _legacy(found)
-            save_model(self.record.folder / "model.safetensors", self.model)
+            save_model(self.record.folder / "model.safetensors", self.model, self._origin)
             if not recipe.dev_batches:
                 self._write_predictions(found)
         self.record.append(
@@ -453,7 +497,7 @@ class Training:
         if not progress.best_metrics:
             self._evaluate_epoch(tqdm(disable=True))
         if self.recipe.dev_batches:
-            load_model(self.record.folder / "model.safetensors", self.model)
+            load_model(self.record.folder / "model.safetensors", self.model, self._origin)
             found = {task: self._evaluate(task) for task in self.recipe.tasks}
             progress.best_metrics = {task: each.metric for task, each in found.items()}
             progress.best_legacy = _legacy(found)
@@ -474,6 +518,7 @@ class Training:
                 "eval_samples_per_second": progress.eval_samples / progress.eval_seconds,
             }
         )
+        (self.record.folder / PREVIOUS).unlink(missing_ok=True)
 
     def _evaluate(self, task: str, num_batches: int | None = None) -> Evaluation:
         batches = evaluation_batches(self.splits[task, "dev"], EVALUATION_BATCH, num_batches)
