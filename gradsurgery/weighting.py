@@ -141,7 +141,7 @@ def _rows_of_visits(
     """For every visit the rows of ``gram`` of those whom the tasks visit."""
     num_tasks = gram.shape[-1]
     one_order = order.ndim == 2 or all(stride == 0 for stride in order.stride()[:-2])
-    if one_order and gram.numel() * num_tasks <= _MOST_AT_ONCE:
+    if one_order and 0 < gram.numel() * num_tasks <= _MOST_AT_ONCE:
         common = order[(0,) * (order.ndim - 2)]
         rows: Tensor = gram.index_select(-2, common.T.flatten())
         shape = (*gram.shape[:-2], num_tasks, num_tasks, num_tasks)

@@ -417,3 +417,7 @@ def test_orders_of_two_tasks_are_independent_and_all_occur_equally_often():
     for table in (counts, next_counts):
         off = (table / table.sum() - 1 / 36).abs().max().item()
         assert off <= deviation(num_draws - 1, 36)
+
+
+def test_an_empty_batch_gives_no_weights():
+    assert pcgrad_weights(torch.zeros(0, 3, 3), projection_order(3, 0, 0)).shape == (0, 3)
