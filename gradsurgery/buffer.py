@@ -232,7 +232,7 @@ class GradientBuffer:
                 used = rows.matrix[: len(self.slots)]
                 here = weights.to(used.device, non_blocking=True)
                 for bounds, owners in rows.runs(units):
-                    combine_segments(_picked(here, owners), used, bounds, used[0])
+                    combine_segments(picked(here, owners), used, bounds, used[0])
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
@@ -417,7 +417,7 @@ def _among_all(gram: Tensor, slots: Sequence[int], num_slots: int) -> Tensor:  #
     return among_all
 
 
-def _picked(values: Tensor, places: Sequence[int]) -> Tensor:
+def picked(values: Tensor, places: Sequence[int]) -> Tensor:
     """The given entries of the first dimension, without an index that would have to travel."""
     if list(places) == list(range(len(values))):
         return values

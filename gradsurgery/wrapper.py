@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import kernels
-from gradsurgery.buffer import GradientBuffer, Units, is_whole
+from gradsurgery.buffer import GradientBuffer, Units, is_whole, picked
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.distributed import AveragedBuffer, check_alike, check_group, sum_over
 from gradsurgery.features import check_features, head_gradients
@@ -300,7 +300,7 @@ class MultiTaskOptimizer(Optimizer):
         if not buffer.slots:
             return
         of_tasks = sorted(buffer.slots)
-        chosen = self._kernels()
+        chosen = self._kernels(self._buffer.touched())
         buffer.settle()
         units = self._units()
         grams = self._of_tasks(buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all"))
@@ -315,7 +315,7 @@ class MultiTaskOptimizer(Optimizer):
         self.diagnostics.record_groups(self._watched_names, watched)
         if self._handling == "apart":
             by_slot = [of_tasks.index(task) for task in buffer.slots]
-            self._write(units, _picked(weights.T, by_slot).T)
+            self._write(units, picked(weights.T, by_slot).T)
         buffer.clear()
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -662,17 +662,15 @@ class MultiTaskOptimizer(Optimizer):
         slots = [slot for _, slot in sorted(self._buffer.slots.items())]
         if slots == list(range(len(slots))):
             return grams
-        return _picked(_picked(grams.permute(1, 2, 0), slots).transpose(0, 1), slots).permute(
-            2, 1, 0
-        )
+        return picked(picked(grams.permute(1, 2, 0), slots).transpose(0, 1), slots).permute(2, 1, 0)
 
-    def _kernels(self) -> ModuleType:
-        return kernels.choose(self.fused, *{p.device for p in self._buffer.touched()})
+    def _kernels(self, reached: Iterable[Tensor]) -> ModuleType:
+        return kernels.choose(self.fused, *{tensor.device for tensor in reached})
 
     def _write(self, units: Units, weights: Tensor) -> None:  # [S, T], by slot
         """Adds the combined gradient to ``.grad``."""
         combined = self._buffer.combine(
-            self._kernels().combine_segments,
+            self._kernels(self._buffer.touched()).combine_segments,
             units,
             weights / weights.shape[-1] if self.reduction == "mean" else weights,
             weights if self.scope == "all" else None,
@@ -714,7 +712,7 @@ class MultiTaskOptimizer(Optimizer):
         with torch.no_grad():
             grads = torch.stack(rows)
             del rows
-            chosen = kernels.choose(self.fused)
+            chosen = self._kernels(features)
             of_tasks = [task for task, _ in by_task]
             gram = self._of_all_examples(chosen.gram_matrix(grads)[None])
             weights, coefficients = self._weigh(gram, of_tasks)
@@ -795,13 +793,6 @@ def check_integer(argument: str, found: object, at_least: int | None = None) -> 
         raise TypeError(f"{argument}: must be a whole number, got {type(found).__name__}")
     if at_least is not None and int(found) < at_least:
         raise ValueError(f"{argument}: must be at least {at_least}, got {found}")
-
-
-def _picked(values: Tensor, places: Sequence[int]) -> Tensor:
-    """The given entries of the first dimension, without an index that would have to travel."""
-    if list(places) == list(range(values.shape[0])):
-        return values
-    return torch.stack([values[place] for place in places])
 
 
 def _check_choice(argument: str, found: object, choices: Sequence[str]) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from gradsurgery import LossSum, PCGrad, WeightedSum, projection_order
+from gradsurgery import LossSum, PCGrad, WeightedSum, kernels, projection_order
+from gradsurgery.kernels import reference
 from tests.oracle import pcgrad
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
@@ -138,6 +139,21 @@ def test_several_features_and_a_task_that_needs_one_of_them():
     expected = {"u": 2 / 3 + 0, "v": 1 / 3 + 1}
     assert first.bias.grad.tolist() == pytest.approx([2 * expected["u"]] * 2)
     assert second.bias.grad.tolist() == pytest.approx([2 * expected["v"]] * 4)
+
+
+def test_the_kernels_are_those_of_the_features_device(monkeypatch):
+    asked = []
+
+    def choose(fused, *devices):
+        asked.append(devices)
+        return reference
+
+    model = Model()
+    optimizer = optimizer_of(model)
+    monkeypatch.setattr(kernels, "choose", choose)
+    features, losses = model.losses(inputs(0))
+    optimizer.feature_backward(losses, features)
+    assert asked == [(torch.device("cpu"),)]
 
 
 def test_gradients_that_were_there_are_added_to():

@@ -445,6 +445,7 @@ class Training:
         seconds = time.perf_counter() - started
         num_samples = sum(len(each.predictions) for each in found.values())
         metrics = {task: each.metric for task, each in found.items()}
+        legacy = _legacy(found)
         progress.eval_seconds += seconds
         progress.eval_samples += num_samples
         progress.num_epochs += 1
@@ -460,7 +461,7 @@ class Training:
             progress.best_score = score
             progress.best_epoch = progress.num_epochs
             progress.best_metrics = metrics
-            progress.best_legacy = _legacy(found)
+            progress.best_legacy = legacy
             save_model(self.record.folder / "model.safetensors", self.model, self._origin)
             if not recipe.dev_batches:
                 self._write_predictions(found)
@@ -475,7 +476,7 @@ class Training:
                 "mean": scores["mean"],
                 "normalised": scores["normalised"],
                 "best": best,
-                "legacy": _legacy(found),
+                "legacy": legacy,
                 "degenerate": [
                     task
                     for task, each in found.items()
