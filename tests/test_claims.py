@@ -106,6 +106,11 @@ def write_run(
         write_predictions(folder / f"predictions/{task}-dev.csv", rows)
 
 
+def unmonitored(recipe: dict[str, Any]) -> None:
+    for stage in recipe["stages"]:
+        stage["monitored"] = False
+
+
 def write_predictions(path: Path, rows: Sequence[tuple[str, float, float]]) -> None:
     with path.open("w", newline="") as file:
         csv.writer(file).writerows([("id", "prediction", "label"), *rows])
@@ -453,13 +458,18 @@ def test_by_far_means_more_than_the_margin(sts: float, verdict: str, tmp_path: P
 
 
 def test_time_needs_a_loss_sum_that_does_not_watch(tmp_path: Path) -> None:
-    watched = [{"cosines": {"sst~quora": 0.1}}]
     for seed in range(2):
-        write_run(tmp_path, CJ_GS, seed, seconds=150.0, train=watched)
-        write_run(tmp_path, CJ, seed, seconds=100.0, train=watched)
+        write_run(tmp_path, CJ_GS, seed, seconds=150.0)
+        write_run(tmp_path, CJ, seed, seconds=100.0)
     found = finding(tmp_path, "C5")
     assert found.verdict == "not tested"
-    assert "does not monitor" in found.evidence
+    assert "--set monitored=false" in found.evidence
+    for seed in range(2):
+        write_run(tmp_path, CJ_GS, seed, seconds=110.0, change=unmonitored)
+        write_run(tmp_path, CJ, seed, seconds=100.0, change=unmonitored)
+    found = finding(tmp_path, "C5")
+    assert found.verdict == "contradicted"
+    assert "1.10" in found.evidence
 
 
 @pytest.mark.parametrize(
@@ -474,8 +484,11 @@ def test_time_on_one_machine(
     seconds: tuple[float, float], cpu: str, verdict: str, tmp_path: Path
 ) -> None:
     for seed in range(2):
-        write_run(tmp_path, CJ_GS, seed, seconds=seconds[seed], environment={"cpu": cpu})
-        write_run(tmp_path, CJ, seed, seconds=100.0)
+        there = {"cpu": cpu}
+        write_run(
+            tmp_path, CJ_GS, seed, seconds=seconds[seed], environment=there, change=unmonitored
+        )
+        write_run(tmp_path, CJ, seed, seconds=100.0, change=unmonitored)
     found = finding(tmp_path, "C5")
     assert found.verdict == verdict
     assert ("different machines" in found.evidence) == (verdict == "not tested")

@@ -227,6 +227,19 @@ def test_loss_sum_measures_conflicts_too(tmp_path):
         assert event["norms_after"] is None
 
 
+@pytest.mark.parametrize("method", ["loss-sum", "pcgrad"])
+def test_monitoring_changes_nothing_but_what_is_logged(tmp_path, method):
+    for monitored in (True, False):
+        recipe = make_recipe(make_stage(method, monitored=monitored))
+        run(make_plan(tmp_path / str(monitored), recipe))
+    watched, plain = (events_of(tmp_path / str(m), "train") for m in (True, False))
+    assert [event["losses"] for event in watched] == [event["losses"] for event in plain]
+    assert all(event["layer_cosines"] for event in watched)
+    assert not any(event["layer_cosines"] for event in plain)
+    # PCGrad has the Gram matrix anyway.
+    assert all(bool(event["cosines"]) == (method == "pcgrad") for event in plain)
+
+
 def test_gradients_are_told_apart_by_layer(tmp_path):
     assert run(make_plan(tmp_path, make_recipe(make_stage("pcgrad"))))
     for event in events_of(tmp_path, "train"):

@@ -95,6 +95,8 @@ class Stage:
         reduction, scope: of PCGrad.
         weighting: what counts the same in the sum of the losses, each ``task`` or each ``sample``,
             of which a larger batch has more.
+        monitored: whether a sum of the losses keeps the tasks' gradients apart to log their
+            conflicts, and any method logs them layer by layer; it costs time and changes no update.
     """
 
     epochs: int = 10
@@ -110,6 +112,7 @@ class Stage:
     reduction: Literal["sum", "mean"] = "mean"
     scope: Literal["shared", "all"] = "all"
     weighting: Literal["task", "sample"] = "task"
+    monitored: bool = True
 
     def loss_weights(self, tasks: Sequence[str]) -> dict[str, float]:
         """What each task's mean loss is multiplied by; 1 on average.
@@ -388,6 +391,7 @@ def _check(recipe: Recipe) -> None:
         check_choice(f"{where}.reduction", stage.reduction, ("sum", "mean"))
         check_choice(f"{where}.scope", stage.scope, ("shared", "all"))
         check_choice(f"{where}.weighting", stage.weighting, ("task", "sample"))
+        check(isinstance(stage.monitored, bool), f"{where}.monitored", "a bool", stage.monitored)
         check(stage.epochs >= 0, f"{where}.epochs", "at least 0", stage.epochs)
         check(stage.lr > 0, f"{where}.lr", "above 0", stage.lr)
         counted = stage.sampling.epoch == "batches"

@@ -34,7 +34,8 @@ def make_optimizer(
             scope=stage.scope,
             seed=seed,
         )
-    return LossSum(base, tasks=tasks, monitor=len(tasks) > 1 and stage.sampling.name == "joint")
+    several = len(tasks) > 1 and stage.sampling.name == "joint"
+    return LossSum(base, tasks=tasks, monitor=stage.monitored and several)
 
 
 def steps_per_epoch(stage: Stage, lengths: Sequence[int], scale: float = 1.0) -> int:

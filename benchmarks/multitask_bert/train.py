@@ -346,7 +346,7 @@ class Training:
             self.optimizer.zero_grad()
             # Layer by layer only where somebody is told, since each layer costs a pass.
             is_logged = self._is_logged(progress.step + 1)
-            self.optimizer.watch(self._layers if is_logged else {})
+            self.optimizer.watch(self._layers if is_logged and stage.monitored else {})
             for task, batch in step:
                 with self.optimizer.task(task):
                     loss = self._loss(stage, batch.to(self.plan.device))

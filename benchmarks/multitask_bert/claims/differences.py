@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -100,13 +100,16 @@ class TimeRatio:
         return (self.first, self.second)
 
     def __call__(self, section: Section) -> Measured:
-        pair = find_pair(section, self.first, self.second)
-        rows = (pair.first, pair.second)
-        if any(_monitors(run) for run in pair.second.runs):
+        find_pair(section, self.first, self.second)
+        plain = tuple(row for row in section.rows if not _is_monitored(row))
+        try:
+            pair = find_pair(replace(section, rows=plain), self.first, self.second)
+        except UntestedError as error:
             raise UntestedError(
-                f"`{self.second}` watched its conflicts, so it made a backward pass for each task "
-                "as PCGrad does; it takes a loss sum that does not monitor"
-            )
+                f"`{self.second}` watched its conflicts, which costs what PCGrad does; run both "
+                "with `--set monitored=false`"
+            ) from error
+        rows = (pair.first, pair.second)
         if len({_machine(run) for row in rows for run in row.runs}) > 1:
             raise UntestedError(f"`{self.first}` and `{self.second}` ran on different machines")
         seconds = [[_seconds_per_step(run) for run in row.runs] for row in rows]
@@ -145,9 +148,9 @@ def _share(metric: str, task: str, tasks: list[str]) -> float:
     return (0.5 if halved else 1.0) / len(tasks)
 
 
-def _monitors(run: Run) -> bool:
-    events = run.by_step("train").values()
-    return any(event.get("cosines") or event.get("conflict_rate") for event in events)
+def _is_monitored(row: Row) -> bool:
+    """Whether any stage logged conflicts for their own sake, as all did before they could not."""
+    return any(stage.get("monitored", True) for stage in row.runs[0].recipe.get("stages") or ())
 
 
 def _machine(run: Run) -> tuple[str, ...]:
