@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.multitask_bert.recipe import Head, Recipe, RecipeError, Sampling, Stage, override
+from benchmarks.multitask_bert.overrides import override
+from benchmarks.multitask_bert.recipe import Head, Recipe, RecipeError, Sampling, Stage
 from benchmarks.multitask_bert.systems import all_recipes, find
 
 GENERAL = find("smet-walker/general-linear-loss-sum")

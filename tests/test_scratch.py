@@ -9,7 +9,7 @@ import torch
 
 from benchmarks.multitask_bert.batches import JOINT, SIAMESE, TokenizedSplit, evaluation_batches
 from benchmarks.multitask_bert.model import MultiTaskModel
-from benchmarks.multitask_bert.recipe import override
+from benchmarks.multitask_bert.overrides import override
 from benchmarks.multitask_bert.scratch import settings, tiny_encoder
 from benchmarks.multitask_bert.synthetic import SIZES, make_corpus
 from benchmarks.multitask_bert.systems import all_recipes, find

@@ -26,6 +26,7 @@ from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.evaluate import Evaluation, evaluate
 from benchmarks.multitask_bert.metrics import overall_mean, overall_normalised
 from benchmarks.multitask_bert.model import MultiTaskModel
+from benchmarks.multitask_bert.overrides import override
 from benchmarks.multitask_bert.plan import Plan
 from benchmarks.multitask_bert.recipe import (
     Head,
@@ -34,7 +35,6 @@ from benchmarks.multitask_bert.recipe import (
     Regulariser,
     Sampling,
     Stage,
-    override,
 )
 from benchmarks.multitask_bert.record import Record, RecordError
 from benchmarks.multitask_bert.scratch import settings, tiny_encoder

@@ -326,7 +326,7 @@ def _plans(options: argparse.Namespace, given: list[str]) -> list[Plan]:
     from benchmarks.multitask_bert.corpora import load_corpus
     from benchmarks.multitask_bert.encoders import make_encoder
     from benchmarks.multitask_bert.plan import Plan, check_runnable
-    from benchmarks.multitask_bert.recipe import override
+    from benchmarks.multitask_bert.overrides import override
     from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, find_all
     from gradsurgery import __version__
 

@@ -24,7 +24,8 @@ from benchmarks.multitask_bert.encoders import make_encoder
 from benchmarks.multitask_bert.evaluate import evaluate, predictions_of
 from benchmarks.multitask_bert.losses import LOSSES
 from benchmarks.multitask_bert.model import MultiTaskModel
-from benchmarks.multitask_bert.recipe import Recipe, override
+from benchmarks.multitask_bert.overrides import override
+from benchmarks.multitask_bert.recipe import Recipe
 from benchmarks.multitask_bert.systems import find
 from benchmarks.multitask_bert.tasks import TASKS
 from benchmarks.speed.answers import TOLERANCE, WrongAnswerError
