@@ -8,9 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.multitask_bert.claims.logged import over_runs, row_details
-from benchmarks.multitask_bert.claims.settings import find_row
-from benchmarks.multitask_bert.claims.verdicts import Measured, UntestedError
+from benchmarks.multitask_bert.claims.logged import InRuns
+from benchmarks.multitask_bert.claims.verdicts import Measured
 from benchmarks.multitask_bert.errors.significance import UNKNOWN, Estimate
 from benchmarks.multitask_bert.folders import Json
 from benchmarks.multitask_bert.metrics import overall_mean
@@ -112,19 +111,10 @@ def _measure(
     change: Callable[[Run], Estimate | None],
     tasks: tuple[str, ...] = (),
 ) -> Measured:
-    row, num_rows = find_row(section, recipe)
-    found = [value for run in row.runs if (value := change(run)) is not None]
-    if not found or not all(math.isfinite(each.value) for each in found):
-        raise UntestedError(
-            f"`{recipe}` has fewer than {MIN_EVALUATIONS} dev evaluations in its last stage"
-        )
-    return Measured(
-        f"{title} `{row.name}`",
-        over_runs(found),
-        len(found),
-        ("third quarter to last", *row_details(row, num_rows)),
-        _degenerate(row.runs, tasks),
-    )
+    lacks = f"fewer than {MIN_EVALUATIONS} dev evaluations in its last stage"
+    found = InRuns.of(section, recipe, change, lacks)
+    doubt = _degenerate(found.row.runs, tasks)
+    return found.measured(title, "third quarter to last", doubt=doubt, pattern="{:+.3f}")
 
 
 def _degenerate(runs: tuple[Run, ...], tasks: tuple[str, ...]) -> str:

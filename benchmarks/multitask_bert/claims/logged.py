@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from benchmarks.multitask_bert.claims.settings import find_row, seeds_text, steps_text
 from benchmarks.multitask_bert.claims.verdicts import Measured, UntestedError
-from benchmarks.multitask_bert.errors.significance import Estimate, mean_estimate
+from benchmarks.multitask_bert.errors.significance import Estimate, difference, mean_estimate
 from benchmarks.multitask_bert.points import last
 from benchmarks.multitask_bert.runs import Row, Run, Section, pair_title
 from benchmarks.multitask_bert.tasks import TASKS
@@ -60,18 +60,15 @@ class KeptNorm:
         return (self.recipe,)
 
     def __call__(self, section: Section) -> Measured:
-        row, num_rows = find_row(section, self.recipe)
-        shares = [list(_kept(run, self.task)) for run in row.runs]
-        found = [mean_estimate(each) for each in shares if each]
-        if not found:
-            raise UntestedError(f"`{self.recipe}` has no norms after the projection on record")
-        least = min(min(each) for each in shares if each)
-        return Measured(
-            f"share of the {TASKS[self.task].title} gradient's norm left in `{row.name}`",
-            over_runs(found),
-            len(found),
-            (f"at least {least:.3f} at every logged step", *row_details(row, num_rows)),
-            pattern="{:.3f}",
+        def share(run: Run) -> Estimate | None:
+            kept = list(_kept(run, self.task))
+            return mean_estimate(kept) if kept else None
+
+        found = InRuns.of(section, self.recipe, share, "no norms after the projection on record")
+        least = min(min(_kept(run, self.task), default=math.inf) for run in found.row.runs)
+        return found.measured(
+            f"share of the {TASKS[self.task].title} gradient's norm left in",
+            f"at least {least:.3f} at every logged step",
         )
 
 
@@ -87,27 +84,20 @@ class LongestGradient:
         return (self.recipe,)
 
     def __call__(self, section: Section) -> Measured:
-        row, num_rows = find_row(section, self.recipe)
-        norms = [list(_norms(run)) for run in row.runs]
-        found = [
-            mean_estimate([max(each, key=lambda t: each[t]) == self.task for each in steps])
-            for steps in norms
-            if steps
-        ]
-        if not found:
-            raise UntestedError(f"`{self.recipe}` has no norms by task on record")
+        def share(run: Run) -> Estimate | None:
+            longest = [max(each, key=lambda t: each[t]) for each in _norms(run)]
+            return mean_estimate([task == self.task for task in longest]) if longest else None
+
+        found = InRuns.of(section, self.recipe, share, "no norms by task on record")
+        steps = [each for run in found.row.runs for each in _norms(run)]
         means = ", ".join(
-            f"{TASKS[task].title} {np.mean([each[task] for steps in norms for each in steps]):.2f}"
+            f"{TASKS[task].title} {np.mean([each[task] for each in steps]):.2f}"
             for task in TASKS
-            if all(task in each for steps in norms for each in steps)
+            if all(task in each for each in steps)
         )
-        return Measured(
-            f"share of steps at which {TASKS[self.task].title} has the longest gradient in "
-            f"`{row.name}`",
-            over_runs(found),
-            len(found),
-            (f"mean norms {means}", *row_details(row, num_rows)),
-            pattern="{:.3f}",
+        title = TASKS[self.task].title
+        return found.measured(
+            f"share of steps at which {title} has the longest gradient in", f"mean norms {means}"
         )
 
 
@@ -122,22 +112,52 @@ class ConflictExcess:
         return (self.recipe,)
 
     def __call__(self, section: Section) -> Measured:
-        row, num_rows = find_row(section, self.recipe)
-        found = []
-        for run in row.runs:
+        def excess(run: Run) -> Estimate | None:
             with_quora = conflict_rate(run, ("sst~quora", "quora~sts"))
             others = conflict_rate(run, ("sst~sts",))
-            if with_quora is not None and others is not None:
-                error = math.hypot(with_quora.error, others.error)
-                found.append(Estimate(with_quora.value - others.value, error))
-        if not found:
-            raise UntestedError(f"`{self.recipe}` has no conflicts on record")
-        return Measured(
+            return with_quora and others and difference(with_quora, others)
+
+        return InRuns.of(section, self.recipe, excess, "no conflicts on record").measured(
             "share of steps at which SST and STS conflict with Quora less that at which they do "
-            f"with each other in `{row.name}`",
-            over_runs(found),
-            len(found),
-            row_details(row, num_rows),
+            "with each other in",
+            pattern="{:+.3f}",
+        )
+
+
+@dataclass(frozen=True)
+class InRuns:
+    """An estimate from each run of a recipe's row that has one."""
+
+    row: Row
+    num_rows: int
+    estimates: tuple[Estimate, ...]
+
+    @staticmethod
+    def of(
+        section: Section, recipe: str, of_run: Callable[[Run], Estimate | None], lacks: str
+    ) -> InRuns:
+        """The estimates.
+
+        Raises:
+            UntestedError: the recipe was not run, or no run has one, which is put as ``lacks``.
+        """
+        row, num_rows = find_row(section, recipe)
+        found = [estimate for run in row.runs if (estimate := of_run(run)) is not None]
+        if not found or not all(math.isfinite(each.value) for each in found):
+            raise UntestedError(f"`{recipe}` has {lacks}")
+        return InRuns(row, num_rows, tuple(found))
+
+    def measured(
+        self, title: str, *details: str, doubt: str = "", pattern: str = "{:.3f}"
+    ) -> Measured:
+        """Their mean, under a title that ends before the row's name."""
+        return Measured(
+            f"{title} `{self.row.name}`",
+            over_runs(self.estimates),
+            len(self.estimates),
+            (*details, *row_details(self.row, self.num_rows)),
+            doubt,
+            pattern,
         )
 
 
