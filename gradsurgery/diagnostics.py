@@ -97,12 +97,14 @@ class Diagnostics:
         """Takes note of the inner products over groups of parameters in the same surgery."""
         self.group_names, self._group_grams = tuple(names), grams
 
-    def count_nonfinite(self, task: int, num_tasks: int, finite: Tensor) -> None:
-        """Counts a gradient of one of the tasks unless it is ``finite``, a boolean ``[]``."""
-        counts = torch.zeros(num_tasks, dtype=torch.int64, device=finite.device)
+    def count_nonfinite(self, failed: Tensor) -> None:  # [N]
+        """Counts a gradient of each of the N tasks that ``failed``, ``[N]`` booleans."""
+        if self._nonfinite is not None and len(self._nonfinite) == len(failed):
+            self._nonfinite += failed
+            return
+        counts = failed.to(torch.int64, copy=True)
         if self._nonfinite is not None:
-            counts[: len(self._nonfinite)] = self._nonfinite
-        counts[task] += ~finite
+            counts[: len(self._nonfinite)] += self._nonfinite
         self._nonfinite = counts
 
     @property

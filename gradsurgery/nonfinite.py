@@ -8,6 +8,13 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from gradsurgery.buffer import GradientBuffer
+from gradsurgery.collectives import largest_over
+from gradsurgery.diagnostics import Diagnostics
+from gradsurgery.replicas import Replicas
+from gradsurgery.shards import is_spread, local, true_everywhere
+from gradsurgery.tasks import Tasks
+
 OnNonfinite = Literal["propagate", "raise", "skip_task", "skip_step"]
 
 
@@ -35,3 +42,108 @@ def drop_unless(finite: Tensor, grads: Collection[Tensor]) -> None:
     """
     for grad in grads:
         grad.masked_fill_(~finite.to(grad.device, non_blocking=True), 0)
+
+
+def drop_tasks(tasks: Collection[int], buffer: GradientBuffer) -> None:
+    """Sets what a buffer keeps of some tasks to zero."""
+    if not tasks:
+        return
+    for parameter in buffer.touched():
+        for task, grad in buffer.grads_of(parameter).items():
+            if task in tasks:
+                grad.zero_()
+
+
+class Guard:
+    """What a gradient that is not finite leads to.
+
+    One process acts at the end of the block that made it. Of several with examples of their own
+    none may, because the others may have no such block: each remembers what it saw, and all act
+    when they agree on what any of them saw.
+
+    Args:
+        choice: ``on_nonfinite``.
+        tasks: the tasks.
+        diagnostics: where every such gradient is counted.
+        replicas: such other processes.
+    """
+
+    def __init__(
+        self,
+        choice: OnNonfinite,
+        tasks: Tasks,
+        diagnostics: Diagnostics,
+        replicas: Replicas | None = None,
+    ) -> None:
+        self.choice = choice
+        self._tasks = tasks
+        self._diagnostics = diagnostics
+        self._replicas = replicas
+
+    @property
+    def looks(self) -> bool:
+        """Whether each task's gradients must be looked at."""
+        return self.choice != "propagate"
+
+    @property
+    def asks(self) -> bool:
+        """Whether surgery must wait for what the other processes saw."""
+        return self._replicas is not None and self.choice in ("raise", "skip_task")
+
+    @property
+    def holds(self) -> bool:
+        """Whether gradients must not be added up before."""
+        return self._replicas is not None and self.choice == "skip_task"
+
+    def look(self, task: int, grads: Collection[Tensor]) -> Tensor | None:  # []
+        """Looks at the gradients of a task that a block has made, and acts on them.
+
+        Returns:
+            Whether they are not finite, where that must be remembered.
+
+        Raises:
+            FloatingPointError: they are not, and ``choice`` is ``"raise"``.
+        """
+        if not (self.looks and grads):
+            return None
+        finite = is_finite([local(grad) for grad in grads])
+        if any(is_spread(grad) for grad in grads):
+            finite = true_everywhere(finite, list(grads))
+        if self._replicas is not None:
+            return ~finite
+        found = torch.zeros(len(self._tasks), dtype=torch.bool, device=finite.device)
+        found[task] = ~finite
+        self._diagnostics.count_nonfinite(found)
+        if self.choice == "skip_step":
+            return ~finite
+        if self.choice == "skip_task":
+            drop_unless(finite, [local(grad) for grad in grads])
+        else:
+            self._raise_for(found)
+        return None
+
+    def act(self, failed: Tensor) -> None:  # [N]
+        """Acts on what the processes agreed on: which tasks have a gradient that is not finite.
+
+        Raises:
+            FloatingPointError: one has, and ``choice`` is ``"raise"``.
+        """
+        self._diagnostics.count_nonfinite(failed)
+        if self.choice == "raise":
+            self._raise_for(failed)
+
+    def must_skip(self, flags: Tensor) -> bool:  # [N] of uint8
+        """Whether a gradient of the step was not finite, on any process; reads the device."""
+        if self._replicas is not None:
+            flags = largest_over(flags, self._replicas.group)
+            self.act(flags.bool())
+        return bool(flags.any())
+
+    def _raise_for(self, failed: Tensor) -> None:  # [N]
+        for task, has_failed in enumerate(failed.tolist()):
+            if has_failed:
+                where = " on some process" if self._replicas is not None else ""
+                raise FloatingPointError(
+                    f"task {self._tasks.names[task]!r}: gradients must be finite, found NaN or "
+                    f"infinity{where}; look at the task's loss, or choose another on_nonfinite"
+                )

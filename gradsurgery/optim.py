@@ -11,17 +11,14 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradsurgery.buffer import Units
+from gradsurgery import kernels
+from gradsurgery.arguments import check_integer
+from gradsurgery.buffer import GradientBuffer, Units
+from gradsurgery.last_weights import LastWeights
 from gradsurgery.nonfinite import OnNonfinite
-from gradsurgery.shards import local
-from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
-from gradsurgery.wrapper import (
-    Granularity,
-    Handling,
-    MultiTaskOptimizer,
-    Weighting,
-    check_integer,
-)
+from gradsurgery.step import Handling
+from gradsurgery.weighting import pcgrad_weights, projection_order
+from gradsurgery.wrapper import Granularity, MultiTaskOptimizer, Weighting
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -171,7 +168,7 @@ class WeightedSum(LossSum):
         return torch.stack(weights, dim=-1), None
 
     def _loss_weight(self, task: int) -> float:
-        return self.weights[self._names[task]]
+        return self.weights[self._tasks.names[task]]
 
 
 class PCGrad(MultiTaskOptimizer):
@@ -253,67 +250,38 @@ class PCGrad(MultiTaskOptimizer):
         )
         self.every = every
         self.start_step = start_step
-        # Of the last surgery: the weights in each unit, by task, and the unit of the parameters
-        # that they went to, those that several tasks reached apart from those of one task.
-        self._last: dict[int, Tensor] = {}
-        self._last_shared: dict[Tensor, int] = {}
-        self._last_alone: dict[Tensor, int] = {}
+        self._last = LastWeights()
 
     def _choose_handling(self) -> Handling:
-        since = self._num_steps - self.start_step
+        since = self._clock.num_steps - self.start_step
         if since < 0:
             return "plain"
         return "apart" if since % self.every == 0 or not self._last else "weighted"
 
     def _weigh(self, grams: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        if self._clock is None or self._clock.device != grams.device:
-            self._clock = torch.full((), self._num_steps, dtype=torch.int64, device=grams.device)
-        order = projection_order(len(of_tasks), self.seed, self._clock)
-        coefficients = pcgrad_coefficients(grams, order)
+        order = projection_order(len(of_tasks), self.seed, self._clock.on(grams.device))
+        chosen = kernels.choose(self.fused, grams.device)
+        coefficients: Tensor = chosen.pcgrad_coefficients(grams, order)
         return coefficients.sum(-2), coefficients
 
-    def _write(self, units: Units, weights: Tensor) -> None:
+    def _write(self, buffer: GradientBuffer, units: Units, weights: Tensor) -> None:
         if self.every > 1:
-            self._last = dict(zip(self._buffer.slots, weights.unbind(-1), strict=True))
-            self._last_shared = {p: units.of(p)[0] for p in self._buffer.shared()}
-            touched = self._buffer.touched() if self.scope == "all" else []
-            self._last_alone = {p: units.of(p)[0] for p in touched if p not in self._last_shared}
-        super()._write(units, weights)
+            self._last.keep(buffer, units, weights, alone=self.scope == "all")
+        super()._write(buffer, units, weights)
 
     def _scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
-        if task not in self._last:
-            return
-        weights = self._last[task]
-        of_shared = weights / len(self._last) if self.reduction == "mean" else weights
-        for parameters, factors in ((self._last_shared, of_shared), (self._last_alone, weights)):
-            by_unit: dict[int, list[Tensor]] = {}
-            for parameter, grad in grads.items():
-                if parameter in parameters:
-                    by_unit.setdefault(parameters[parameter], []).append(grad)
-            for unit, scaled in by_unit.items():
-                torch._foreach_mul_([local(grad) for grad in scaled], factors[unit])
+        self._last.scale(task, grads, mean=self.reduction == "mean")
 
     def _must_see_each_task(self) -> bool:
         return True
 
     def _own_state(self) -> dict[str, Any]:
-        places = {parameter: place for place, parameter in enumerate(self._parameters())}
-        return {
-            **super()._own_state(),
-            "last_weights": {task: weight.clone() for task, weight in self._last.items()},
-            "last_shared": {places[p]: u for p, u in self._last_shared.items() if p in places},
-            "last_alone": {places[p]: u for p, u in self._last_alone.items() if p in places},
-        }
+        return {**super()._own_state(), **self._last.state_dict(list(self._parameters()))}
 
-    def _load_own_state(self, own: Mapping[str, Any]) -> None:
+    def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
         super()._load_own_state(own)
-        parameters = list(self._parameters())
-        self._last = {
-            task: weight.to(parameters[0].device, copy=True)
-            for task, weight in own.get("last_weights", {}).items()
-        }
-        self._last_shared = {parameters[i]: u for i, u in own.get("last_shared", {}).items()}
-        self._last_alone = {parameters[i]: u for i, u in own.get("last_alone", {}).items()}
+        if own is not None:
+            self._last.load_state_dict(own, list(self._parameters()))
 
 
 def _ones(gram: Tensor) -> Tensor:  # [T, T] -> [T]

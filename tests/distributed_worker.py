@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+import tests.distributed.nonfinite
 import tests.distributed.replicas
 import tests.distributed.sharded  # noqa: F401 - their checks
 from gradsurgery import PCGrad

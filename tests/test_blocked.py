@@ -1,5 +1,8 @@
 """The CPU's passes against the reference: sizes, types, threads, and numbers at the edges."""
 
+import math
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -65,6 +68,22 @@ def test_any_number_of_threads_gives_the_same(threads, num_tasks):
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[1], found[2])
     torch.testing.assert_close(found[0], reference.gram_matrix(grads), rtol=1e-5, atol=1e-2)
+
+
+@pytest.mark.parametrize("bounds", [[0, 9000], [0, 1, 4500, 4500, 9000], [7, 3000]])
+def test_segments_are_passes_over_parts_of_the_columns(bounds):
+    grads = make_grads(3, 9000)
+    parts = [grads[:, start:end] for start, end in pairwise(bounds)]
+    grams = blocked.gram_matrices(grads, bounds)
+    assert torch.equal(grams, torch.stack([blocked.gram_matrix(part) for part in parts]))
+    assert not torch.equal(grams, reference.gram_matrices(grads, bounds))  # which is float64
+    weights = torch.rand(len(parts), 3) + 0.5
+    out = torch.full((9000,), math.nan)
+    assert blocked.combine_segments(weights, grads, bounds, out) is out
+    for own, part, start, end in zip(weights, parts, bounds, bounds[1:], strict=False):
+        assert torch.equal(out[start:end], blocked.combine(own, part))
+    assert out[: bounds[0]].isnan().all()
+    assert out[bounds[-1] :].isnan().all()
 
 
 @pytest.mark.parametrize("num_tasks", [2, 9])

@@ -296,6 +296,75 @@ def test_add_param_group_adds_to_the_base(wrapper):
     assert_identical(parameters_of(later), parameters_of(model))
 
 
+# Shells that others put around an optimizer
+
+
+class Shell:
+    """What Lightning puts around an optimizer: it takes on its class, and asks it for the rest."""
+
+    def __init__(self, optimizer, copies):
+        if copies:  # as it did in earlier versions
+            self.__dict__.update(vars(optimizer))
+        self._optimizer = optimizer
+        self.__class__ = type("Shell", (Shell, type(optimizer)), {})
+
+    def step(self):
+        return self._optimizer.step()
+
+    def __getattr__(self, name):
+        return getattr(self._optimizer, name)
+
+
+def use_everything(model, optimizer, saved):
+    """Training that goes through every method."""
+    optimizer.load_state_dict(copy.deepcopy(saved))
+    optimizer.watch({"first": model.trunk[0].parameters()})
+    for step in range(4):
+        train_step(model, optimizer, step)
+        optimizer.zero_grad()
+        with pytest.raises(ValueError, match="no parameter has a gradient"):
+            optimizer.step()
+        optimizer.backward([model.loss(task, 10 + step) for task in TASKS])
+        optimizer.step()
+        optimizer.zero_grad()
+        features = model.trunk(torch.ones(2, 4))
+        losses = [model.heads[task](features).square().mean() for task in TASKS]
+        optimizer.feature_backward(losses, features)
+        optimizer.surgery()
+        optimizer.step()
+
+
+def saved_by(wrapper):
+    model, optimizer = build(wrapper)
+    optimizer.seed = 11
+    train(model, optimizer, range(3))
+    return optimizer.state_dict()
+
+
+@every_wrapper
+@pytest.mark.parametrize("copies", [False, True], ids=["asks", "copies"])
+def test_a_shell_that_takes_on_its_class_does_what_it_does(wrapper, copies):
+    model, optimizer = build(wrapper)
+    twin, twin_optimizer = build(wrapper)
+    saved = saved_by(wrapper)
+    shell = Shell(optimizer, copies)
+    use_everything(model, shell, saved)
+    use_everything(twin, twin_optimizer, saved)
+    assert_identical(parameters_of(model), parameters_of(twin))
+    assert_identical(optimizer.state_dict(), twin_optimizer.state_dict())
+    assert shell.seed == optimizer.seed == 11
+
+
+@every_wrapper
+def test_nothing_is_set_on_it_after_it_was_made(wrapper):
+    """Else a shell would keep what is set."""
+    model, optimizer = build(wrapper)
+    before = dict(vars(optimizer))
+    use_everything(model, optimizer, saved_by(wrapper))
+    assert vars(optimizer).keys() == before.keys()
+    assert all(vars(optimizer)[name] is value for name, value in before.items())
+
+
 # Learning-rate schedulers
 
 SCHEDULERS = {

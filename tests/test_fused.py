@@ -7,6 +7,7 @@ takes no GPU.
 
 import math
 import os
+import re
 import subprocess
 import sys
 
@@ -16,12 +17,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gradsurgery import PCGrad, kernels
+from gradsurgery.buffer import GradientBuffer
 from gradsurgery.kernels import reference
-from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
+from gradsurgery.weighting import pcgrad_coefficients, projection_order
 
 triton = pytest.importorskip("triton")
 
 from gradsurgery.kernels import fused  # noqa: E402
+from gradsurgery.kernels.fused import products, projection, sums  # noqa: E402
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -85,15 +88,15 @@ def assert_combined(update, weights, grads):
     assert ((update.double() - expected).abs() <= allowed).all()
 
 
-def assert_weighted(gram, order):
+def assert_projected(gram, order):
     wide = 1e-12 if gram.dtype == torch.float64 else 1e-5
-    for ours, theirs in (
-        (fused.pcgrad_weights, pcgrad_weights),
-        (fused.pcgrad_coefficients, pcgrad_coefficients),
-    ):
-        found, expected = ours(gram, order), theirs(gram, order)
-        assert found.shape == expected.shape
-        torch.testing.assert_close(found, expected, rtol=wide, atol=wide, equal_nan=True)
+    found, expected = fused.pcgrad_coefficients(gram, order), pcgrad_coefficients(gram, order)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found, expected, rtol=wide, atol=wide, equal_nan=True)
+
+
+def weights_of(gram, order):
+    return fused.pcgrad_coefficients(gram, order).sum(-2)
 
 
 @pytest.mark.parametrize("num_params", [0, 1, 7, 1023, 1024, 1025])
@@ -260,15 +263,15 @@ def case_a_gradient_opposite_to_a_tiny_one():
     gram = fused.gram_matrix(grads)
     assert_gram(gram, grads)
     order = projection_order(2, seed=0, step=0, device=DEVICE)
-    assert_weighted(gram, order)
-    update = fused.combine(fused.pcgrad_weights(gram, order), grads)
+    assert_projected(gram, order)
+    update = fused.combine(weights_of(gram, order), grads)
     assert update.abs().max() <= 1e-6 * grads.abs().max()
 
 
 def case_no_bias_at_any_scale():
     grads, order = gradients(4, 999), projection_order(4, seed=0, step=3, device=DEVICE)
-    weights = fused.pcgrad_weights(fused.gram_matrix(grads), order)
-    scaled = fused.pcgrad_weights(fused.gram_matrix(2.0**-40 * grads), order)
+    weights = weights_of(fused.gram_matrix(grads), order)
+    scaled = weights_of(fused.gram_matrix(2.0**-40 * grads), order)
     assert torch.equal(weights, scaled)
 
 
@@ -279,8 +282,8 @@ def case_a_gradient_that_is_all_zero(dtype):
     gram = fused.gram_matrix(grads)
     assert_gram(gram, grads)
     order = projection_order(3, seed=1, step=0, device=DEVICE)
-    assert_weighted(gram, order)
-    assert fused.pcgrad_weights(gram, order).isfinite().all()
+    assert_projected(gram, order)
+    assert weights_of(gram, order).isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
@@ -295,7 +298,7 @@ def case_non_finite_gradients_show_in_both(bad, dtype, place):
     update = fused.combine(torch.ones(3, device=DEVICE), grads)
     assert update.isfinite().logical_not().nonzero().tolist() == [[place]]
     order = projection_order(3, seed=0, step=0, device=DEVICE)
-    assert fused.pcgrad_weights(gram, order).isnan().all()
+    assert weights_of(gram, order).isnan().all()
 
 
 def case_combine_sums_in_a_wider_type():
@@ -318,25 +321,33 @@ def case_rounds_to_the_nearest_bfloat16():
 def case_projection(num_tasks, dtype):
     grads = gradients(num_tasks, 2 * num_tasks, torch.float64)
     gram = reference.gram_matrix(grads).to(dtype)
-    assert_weighted(gram, projection_order(num_tasks, seed=3, step=1, device=DEVICE))
+    assert_projected(gram, projection_order(num_tasks, seed=3, step=1, device=DEVICE))
+
+
+def case_projection_onto_a_gradient_whose_square_is_zero():
+    # Of -1e-170 in float64 the square is below the smallest number, the product with 1 is not.
+    rows = torch.tensor([[1.0], [-1e-170]], dtype=torch.float64, device=DEVICE)
+    gram = rows @ rows.T
+    assert gram[1, 1] == 0 > gram[0, 1]
+    assert_projected(gram, projection_order(2, seed=0, step=0, device=DEVICE))
 
 
 def case_projection_of_many_gram_matrices():
     grams = torch.stack([reference.gram_matrix(gradients(4, 6, seed=s)) for s in range(6)])
     orders = torch.stack([projection_order(4, 0, step, DEVICE) for step in range(6)])
-    assert_weighted(grams, orders)
-    assert_weighted(grams, orders[0])
-    assert_weighted(grams[0], orders)
-    assert_weighted(grams.view(2, 3, 4, 4), orders.view(2, 3, 4, 4))
-    assert_weighted(grams.transpose(-1, -2), orders.transpose(-1, -2).argsort(-1))
-    assert_weighted(grams[:0], orders[0])
+    assert_projected(grams, orders)
+    assert_projected(grams, orders[0])
+    assert_projected(grams[0], orders)
+    assert_projected(grams.view(2, 3, 4, 4), orders.view(2, 3, 4, 4))
+    assert_projected(grams.transpose(-1, -2), orders.transpose(-1, -2).argsort(-1))
+    assert_projected(grams[:0], orders[0])
 
 
 def case_a_projected_gradient_does_not_visit_itself():
     # In a plane five gradients often leave one whose projection conflicts with itself.
     grams = torch.stack([reference.gram_matrix(gradients(5, 2, seed=s)) for s in range(20)])
     orders = torch.stack([projection_order(5, 0, step, DEVICE) for step in range(20)])
-    assert_weighted(grams, orders)
+    assert_projected(grams, orders)
 
 
 @given(
@@ -352,7 +363,7 @@ def case_any_gradients(num_tasks, num_params, seed, dtype, exponent):
     gram, weights = fused.gram_matrix(grads), factors(num_tasks)
     assert_gram(gram, grads)
     assert_combined(fused.combine(weights, grads), weights, grads)
-    assert_weighted(gram, projection_order(num_tasks, seed, step=0, device=DEVICE))
+    assert_projected(gram, projection_order(num_tasks, seed, step=0, device=DEVICE))
 
 
 @pytest.mark.parametrize("num_tasks", [3, 9])
@@ -393,6 +404,19 @@ def case_training_is_the_same(granularity):
     torch.testing.assert_close(trained(granularity, fused=True), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("fused_or_not", [True, False])
+def case_the_wrapper_projects_with_the_kernels_it_is_given(monkeypatch, fused_or_not):
+    calls = []
+
+    def pcgrad_coefficients(gram, order):
+        calls.append(gram.shape)
+        return projection.pcgrad_coefficients(gram, order)
+
+    monkeypatch.setattr(fused, "pcgrad_coefficients", pcgrad_coefficients)
+    trained("model", fused=fused_or_not)
+    assert calls == [(1, 3, 3)] * (6 if fused_or_not else 0)
+
+
 @pytest.mark.skipif(INTERPRETED, reason="a GPU's business")
 def case_no_synchronisation_and_graph_capture():
     grads, bounds = gradients(3, 100_003), [0, 50_000, 100_003]
@@ -400,7 +424,7 @@ def case_no_synchronisation_and_graph_capture():
 
     def surgery():
         grams = fused.gram_matrices(grads, bounds)
-        fused.combine_segments(fused.pcgrad_weights(grams, order), grads, bounds, grads[0])
+        fused.combine_segments(weights_of(grams, order), grads, bounds, grads[0])
 
     torch.cuda.set_sync_debug_mode("error")
     try:
@@ -415,7 +439,7 @@ def case_no_synchronisation_and_graph_capture():
         grads.copy_(fresh)
         graph.replay()
         grams = fused.gram_matrices(fresh, bounds)
-        weights = fused.pcgrad_weights(grams, order)
+        weights = weights_of(grams, order)
         expected = fused.combine_segments(weights, fresh, bounds, torch.zeros_like(fresh[0]))
         assert torch.equal(grads[0], expected)
 
@@ -466,14 +490,28 @@ TRITON_NAMES = {
 }
 
 
+KERNELS = [
+    (products, "_sum_products"),
+    (products, "_add_partials"),
+    (sums, "_sum_rows"),
+    (projection, "_project"),
+]
+
+
+def compiling(monkeypatch, capability):
+    """Replaces every kernel by its compiler."""
+    compilers = {}
+    for module, name in KERNELS:
+        compilers[name] = Compiler(getattr(module, name), capability)
+        monkeypatch.setattr(module, name, compilers[name])
+    return compilers
+
+
 @pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
 @pytest.mark.parametrize("capability", [80, 90])
 def test_compiles(capability, monkeypatch, tmp_path):
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
-    compilers = {}
-    for name in ("_sum_products", "_add_partials", "_sum_rows", "_project_all"):
-        compilers[name] = Compiler(getattr(fused, name), capability)
-        monkeypatch.setattr(fused, name, compilers[name])
+    compilers = compiling(monkeypatch, capability)
     problems = [(1, 1, torch.float32, [0, 1]), (3, 4096, torch.bfloat16, [0, 4096])]
     problems += [(3, 4099, torch.float32, [0, 17, 4099])]
     if capability == 90:
@@ -484,7 +522,7 @@ def test_compiles(capability, monkeypatch, tmp_path):
         fused.gram_matrices(grads, bounds)
         fused.combine_segments(weights, grads, bounds, grads[0])
     gram = torch.eye(40, dtype=torch.float64)
-    fused.pcgrad_weights(gram, projection_order(40, seed=0, step=0))
+    weights_of(gram, projection_order(40, seed=0, step=0))
     for compiler in compilers.values():
         assert compiler.assembly
         for unwanted in ("\tatom.", "\tred.", "tf32", "mma.sync"):
@@ -492,3 +530,27 @@ def test_compiles(capability, monkeypatch, tmp_path):
     assert "cvt.rn.bf16" in compilers["_sum_rows"].assembly
     assert "ld.global.v4" in compilers["_sum_rows"].assembly
     assert "cp.async" in compilers["_sum_products"].assembly
+
+
+@pytest.mark.skipif(INTERPRETED, reason="needs the compiler")
+@pytest.mark.parametrize("in_buffer", [True, False])
+def test_rows_of_the_buffer_are_read_several_numbers_at_once(in_buffer, monkeypatch, tmp_path):
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    compilers = compiling(monkeypatch, 90)
+    grads = torch.zeros(3, 4099)
+    if in_buffer:
+        buffer, parameter = GradientBuffer(), torch.nn.Parameter(torch.zeros(4099))
+        for _ in range(2):  # the first step lays out the rows
+            buffer.clear()
+            for task in range(3):
+                buffer.capture(task, [(parameter, grads[task])], copy=True)
+        (rows,) = buffer._row_sets
+        grads = rows.matrix
+    assert grads.shape == (3, 4099)
+    fused.gram_matrix(grads)
+    fused.combine(torch.ones(3), grads, grads[0])
+    assert ("ld.global.v4" in compilers["_sum_rows"].assembly) == in_buffer
+    sixteen_bytes = re.search(
+        r"cp\.async\.c[ag]\.shared\.global .*0x10", compilers["_sum_products"].assembly
+    )
+    assert (sixteen_bytes is not None) == in_buffer

@@ -6,9 +6,12 @@ import sys
 import pytest
 import torch
 
-from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum, kernels
+from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum, kernels, weighting
 from gradsurgery.kernels import blocked, reference
 
+NAMES = (
+    "gram_matrix", "combine", "gram_matrices", "combine_segments", "pcgrad_coefficients",
+)  # fmt: skip
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -27,7 +30,8 @@ def gpu(monkeypatch):
 def no_triton(monkeypatch):
     """Lets every import of Triton fail."""
     monkeypatch.setitem(sys.modules, "triton", None)
-    monkeypatch.delitem(sys.modules, "gradsurgery.kernels.fused", raising=False)
+    for name in [name for name in sys.modules if name.startswith("gradsurgery.kernels.fused")]:
+        monkeypatch.delitem(sys.modules, name)
     monkeypatch.delattr(kernels, "fused", raising=False)
     kernels._fused_kernels.cache_clear()
     yield
@@ -66,8 +70,9 @@ def test_fused_on_cuda(fused, gpu):
     pytest.importorskip("triton")
     chosen = kernels.choose(fused, CUDA, torch.device("cuda", 1))
     assert chosen.__name__ == "gradsurgery.kernels.fused"
-    names = ("gram_matrix", "combine", "gram_matrices", "combine_segments")
-    assert all(hasattr(chosen, name) and hasattr(reference, name) for name in names)
+    for name in NAMES:
+        assert all(hasattr(module, name) for module in (chosen, reference, blocked)), name
+    assert chosen.pcgrad_coefficients is not weighting.pcgrad_coefficients
 
 
 def test_fused_may_be_possible_where_there_is_a_gpu(gpu):
@@ -121,6 +126,22 @@ def test_every_wrapper_refuses_before_training_begins(make, monkeypatch):
     parameter = torch.nn.Parameter(torch.ones(2))
     with pytest.raises(ValueError, match="fused"):
         make(torch.optim.SGD([parameter], lr=0.1))
+
+
+def test_the_projection_is_that_of_the_chosen_kernels(monkeypatch):
+    assert blocked.pcgrad_coefficients is weighting.pcgrad_coefficients
+    projected = []
+
+    def pcgrad_coefficients(grams, order):
+        projected.append(grams)
+        return 3 * torch.eye(2, dtype=grams.dtype).expand_as(grams)
+
+    monkeypatch.setattr(blocked, "pcgrad_coefficients", pcgrad_coefficients)
+    parameter = torch.nn.Parameter(torch.ones(2))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1))
+    optimizer.backward([parameter.sum(), -parameter[0]])
+    assert len(projected) == 1
+    assert parameter.grad.tolist() == [0.0, 3.0]
 
 
 def test_surgery_refuses_gradients_that_triton_cannot_reach(gpu):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils.data import BatchSampler, DataLoader, DistributedSampler
 
-from gradsurgery.sampling import (
+from gradsurgery import (
     Annealed,
     MultiTaskLoader,
     Proportional,

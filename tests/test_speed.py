@@ -17,6 +17,7 @@ from torchjd.aggregation import Mean
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
 from benchmarks.speed import (
+    adamw,
     answers,
     bench_kernels,
     bench_steps,
@@ -353,6 +354,22 @@ def test_capture_prints_its_table(capsys):
     assert main(["capture", "--quick", "--rounds", "1"]) == 0
     out = reported(capsys)
     assert all(way in out for way in capture.WAYS)
+
+
+def test_combining_inside_the_update_is_compared(capsys):
+    assert main(["adamw", "--quick", "--rounds", "1"]) == 0
+    out = reported(capsys)
+    assert all(out.count(way) == 2 for way in adamw.WAYS)
+    assert "T=3; 1 rounds" in out
+
+
+@pytest.mark.parametrize("way", adamw.WAYS)
+def test_an_update_with_another_gradient_is_not_timed(way):
+    rows, weights = torch.randn(3, 1000), torch.ones(3)
+    first = adamw.CombineFirst(rows, weights)
+    adamw.check({"first": first, way: adamw.WAYS[way](rows, weights)})
+    with pytest.raises(WrongAnswerError, match="parameters must be those"):
+        adamw.check({"first": adamw.CombineFirst(rows, weights), way: first})
 
 
 # The trainer

@@ -1,4 +1,4 @@
-"""The command line: `table`, `kernels`, `capture` and `trainer`."""
+"""The command line: `table`, `kernels`, `capture`, `adamw` and `trainer`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.multitask_bert.markdown import table as draw_table
-from benchmarks.speed import capture, kernels, table, trainer
+from benchmarks.speed import adamw, capture, kernels, table, trainer
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Settings
 from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, make_bert
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         ("table", _table, "the performance table: every target, measured and judged"),
         ("kernels", _kernels, "the parts of surgery over T and P: CSV and plot"),
         ("capture", _capture, "three ways to keep each task's gradient: time and memory"),
+        ("adamw", _adamw, "combining inside AdamW's update, and before it: time and memory"),
         ("trainer", _trainer, "the trainer beside a plain loop over transformers"),
     ):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -65,7 +66,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default 7")
         sub.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs")
-        if name != "trainer":
+        if name not in ("adamw", "trainer"):
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         else:
             sub.set_defaults(device="cpu")
@@ -146,6 +147,12 @@ def _capture(options: argparse.Namespace) -> None:
     make = partial(make_bert, config, *sizes, device=options.device, seed=options.seed)
     print("\n".join(capture.compare(make, rounds=options.rounds)))
     print(describe(options.device, [f"3 × {sizes[0]} × {sizes[1]}", f"{options.rounds} rounds"]))
+
+
+def _adamw(options: argparse.Namespace) -> None:
+    parameters = (1000, 300_000) if options.quick else adamw.NUM_PARAMETERS
+    print("\n".join(adamw.compare(parameters, rounds=options.rounds)))
+    print(describe(options.device, [f"T={adamw.NUM_TASKS}", f"{options.rounds} rounds"]))
 
 
 def _cell(value: str | int | float) -> str:

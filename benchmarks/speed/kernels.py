@@ -108,20 +108,40 @@ def plot(lines: Sequence[Line], path: Path, caption: str) -> None:
             places = [float(line[along]) for line in chosen]
             for field, style in (("surgery_ms", "o-"), ("floor_ms", ":")):
                 axis.plot(
-                    places,
-                    [float(line[field]) for line in chosen],
-                    style,
-                    color=f"C{number}",
-                    label=f"{each} = {value:g}" if field == "surgery_ms" else None,
+                    places, [float(line[field]) for line in chosen], style, color=f"C{number}"
                 )
+            axis.annotate(
+                f"{each} = {_short(value)}",
+                (places[-1], float(chosen[-1]["surgery_ms"])),
+                xytext=(7, 0),
+                textcoords="offset points",
+                va="center",
+                fontsize="small",
+                color=f"C{number}",
+            )
         axis.set(xscale="log", yscale="log", xlabel=_AXES[along])
+        ticks = sorted({float(line[along]) for line in lines})
+        axis.set_xticks(ticks, [_short(tick) for tick in ticks])
+        axis.minorticks_off()
+        axis.margins(x=0.22)
         axis.grid(alpha=0.3)
-        axis.legend(title="solid: surgery; dotted: floor", fontsize="small")
     axes[0].set_ylabel("milliseconds")
-    figure.suptitle("Surgery alone: Gram matrix, weights, combined gradient")
+    figure.suptitle(
+        "Surgery alone (solid): Gram matrix, weights, combined gradient; its floor (dotted)"
+    )
     figure.supxlabel(caption, fontsize=6)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    figure.savefig(path, dpi=110)
+
+
+def _short(number: float) -> str:
+    """A number of tasks or parameters as an axis has it.
+
+    Example:
+        >>> _short(40), _short(100_000), _short(3e7)
+        ('40', '0.1 M', '30 M')
+    """
+    return f"{number:g}" if number < 1e4 else f"{number / 1e6:g} M"
 
 
 _AXES = {"P": "P, shared parameters", "T": "T, tasks"}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache
-from itertools import pairwise
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -102,24 +101,9 @@ def combine(
     return out
 
 
-def gram_matrices(
-    grads: Tensor,  # [T, P]
-    bounds: Sequence[int],  # [S + 1]
-) -> Tensor:  # [S, T, T]
-    """The same as :func:`gradsurgery.kernels.reference.gram_matrices`."""
-    return torch.stack([gram_matrix(grads[:, start:end]) for start, end in pairwise(bounds)])
-
-
-def combine_segments(
-    weights: Tensor,  # [S, T]
-    grads: Tensor,  # [T, P]
-    bounds: Sequence[int],  # [S + 1]
-    out: Tensor,  # [P]
-) -> Tensor:  # [P]
-    """The same as :func:`gradsurgery.kernels.reference.combine_segments`."""
-    for of_segment, (start, end) in zip(weights, pairwise(bounds), strict=True):
-        combine(of_segment, grads[:, start:end], out[start:end])
-    return out
+gram_matrices = partial(reference.gram_matrices, of_one=gram_matrix)
+combine_segments = partial(reference.combine_segments, of_one=combine)
+pcgrad_coefficients = reference.pcgrad_coefficients
 
 
 def _overlap(grads: Tensor, out: Tensor) -> bool:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import pairwise
 
 import torch
 from torch import Tensor
+
+from gradsurgery.weighting import pcgrad_coefficients as pcgrad_coefficients
 
 
 def gram_matrix(
@@ -74,18 +76,20 @@ def combine(
 def gram_matrices(
     grads: Tensor,  # [T, P]
     bounds: Sequence[int],  # [S + 1]
+    of_one: Callable[[Tensor], Tensor] = gram_matrix,
 ) -> Tensor:  # [S, T, T]
     """The Gram matrix of each segment of the columns.
 
     Args:
         grads: per-task flat gradients, ``[T, P]``.
         bounds: where the S segments begin, and where the last one ends.
+        of_one: makes that of one segment.
 
     Example:
         >>> gram_matrices(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), [0, 1, 2]).tolist()
         [[[1.0, 3.0], [3.0, 9.0]], [[4.0, -2.0], [-2.0, 1.0]]]
     """
-    return torch.stack([gram_matrix(grads[:, start:end]) for start, end in pairwise(bounds)])
+    return torch.stack([of_one(grads[:, start:end]) for start, end in pairwise(bounds)])
 
 
 def combine_segments(
@@ -93,6 +97,7 @@ def combine_segments(
     grads: Tensor,  # [T, P]
     bounds: Sequence[int],  # [S + 1]
     out: Tensor,  # [P]
+    of_one: Callable[[Tensor, Tensor, Tensor], Tensor] = combine,
 ) -> Tensor:  # [P]
     """Weighted sum of the per-task gradients, with weights of its own in each segment.
 
@@ -101,6 +106,7 @@ def combine_segments(
         grads: per-task flat gradients, ``[T, P]``.
         bounds: where the S segments begin, and where the last one ends.
         out: where to write the result, ``[P]``; it may be one of the rows of ``grads``.
+        of_one: makes that of one segment.
 
     Example:
         >>> grads = torch.tensor([[1.0, 2.0], [3.0, -1.0]])
@@ -109,7 +115,7 @@ def combine_segments(
         [4.0, 0.0]
     """
     for of_segment, (start, end) in zip(weights, pairwise(bounds), strict=True):
-        combine(of_segment, grads[:, start:end], out[start:end])
+        of_one(of_segment, grads[:, start:end], out[start:end])
     return out
 
 

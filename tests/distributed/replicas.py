@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from gradsurgery import PCGrad, distributed
+from gradsurgery import PCGrad, buckets
 from tests.distributed.training import (
     TASKS,
     WRAPPERS,
@@ -63,7 +63,7 @@ def a_process_group_is_one_process_for_every_method():
 @check
 def it_makes_no_difference_how_many_columns_travel_at_once():
     for columns in (16, 45):
-        with mock.patch.object(distributed, "_COLUMNS", columns):
+        with mock.patch.object(buckets, "_COLUMNS", columns):
             compare_group(WRAPPERS["group"], num_steps=2)
 
 
@@ -110,21 +110,29 @@ def surgery_on_features_sees_everybodys_examples():
 
 
 @check
-def one_non_finite_gradient_skips_the_step_everywhere():
-    me = dist.get_rank()
-    model = Model()
-    optimizer = PCGrad(
-        sgd(model), tasks=TASKS, process_group=dist.group.WORLD, on_nonfinite="skip_step"
-    )
-    for step in range(3):
-        before = copy.deepcopy(model.state_dict())
-        weight = float("nan") if step == 1 and me == 0 else 1.0
-        batches = {task: batch_of(task, step, me, weight) for task in TASKS}
-        train_step(model, optimizer, batches)
-        changed = not torch.equal(before["scale"], model.scale.detach())
-        assert changed == (step != 1)
-    assert optimizer.diagnostics.num_skipped_steps == 1
-    assert_equal_everywhere(model, optimizer)
+def parameters_of_two_types_are_one_process():
+    """Both with a gradient of several tasks, of one task alone, and outside every task."""
+    me, num = dist.get_rank(), dist.get_world_size()
+    found = []
+    for processes, group in (([me], dist.group.WORLD), (range(num), None)):
+        types = (torch.float32, torch.float64) * 3
+        parameters = [torch.nn.Parameter(torch.ones(5, dtype=dtype)) for dtype in types]
+        optimizer = PCGrad(torch.optim.SGD(parameters, lr=0.1), tasks=TASKS, process_group=group)
+        for step in range(3):
+            optimizer.zero_grad()
+            for task in TASKS:
+                reached = parameters[:2] if task != "c" else parameters[2:4]
+                for process in processes:
+                    with optimizer.task(task):
+                        (inputs, _, _) = batch_of(task, step, process)
+                        for parameter in reached:
+                            (parameter[:4] * inputs.mean(0)).sum().div(len(processes)).backward()
+            for parameter in parameters[4:]:
+                sum((p + 1) * parameter.sum() / len(processes) for p in processes).backward()
+            optimizer.step()
+        found.append(parameters)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 @check

@@ -3,6 +3,7 @@
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
@@ -85,6 +86,25 @@ def what_is_not_sharded_counts_once():
     for (gram, ours), (expected_gram, expected) in zip(found[:3], found[3:], strict=True):
         torch.testing.assert_close(gram, expected_gram)
         torch.testing.assert_close(ours, expected)
+
+
+@check
+def torch_saves_nothing_but_the_base_optimizers_state():
+    """Why the guide gives it `optimizer.base`, and the rest as bytes."""
+    model = sharded_model()
+    model.unused.requires_grad_(False)
+    optimizer = PCGrad(sgd(model), tasks=TASKS)
+    blocks(model, optimizer, own_batches(0, even, dist.get_rank(), dist.get_world_size()))
+    optimizer.step()
+    assert optimizer.state_dict()["gradsurgery"]["num_steps"] == 1
+    for flat in (False, True):
+        options = StateDictOptions(flatten_optimizer_state_dict=flat)
+        found, of_base = (
+            get_optimizer_state_dict(model, each, options=options)
+            for each in (optimizer, optimizer.base)
+        )
+        assert "gradsurgery" not in repr(found)
+        assert found.keys() == of_base.keys()
 
 
 @check

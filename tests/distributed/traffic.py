@@ -59,15 +59,17 @@ def bytes_of_a_step():
     num_tasks, columns, tensors = len(TASKS), 4096, 8
     share = (num - 1) / num
     found = {}
-    model = Trunk()
-    base = torch.optim.SGD(model.parameters(), lr=1e-3)
-    optimizer = PCGrad(base, tasks=TASKS, process_group=dist.group.WORLD)
-    for _ in range(2):
-        with counted(num) as sent:
-            train_step(model, optimizer, dict.fromkeys(TASKS))
     derived = (num_tasks + 1) * columns * 4 * share
     derived += 2 * share * (8 * num_tasks**2 + tensors * (num_tasks + 1))
-    found["process_group"] = (sum(sent.values()), derived)
+    for policy in ("propagate", "skip_task", "raise", "skip_step"):
+        model = Trunk()
+        base = torch.optim.SGD(model.parameters(), lr=1e-3)
+        optimizer = PCGrad(base, tasks=TASKS, process_group=dist.group.WORLD, on_nonfinite=policy)
+        for _ in range(2):
+            with counted(num) as sent:
+                train_step(model, optimizer, dict.fromkeys(TASKS))
+        more = 0 if policy == "propagate" else 2 * share * num_tasks
+        found[f"process_group, {policy}"] = (sum(sent.values()), derived + more)
 
     replica = DistributedDataParallel(Trunk())
     sent_by_ddp = []
@@ -95,7 +97,7 @@ def bytes_of_a_step():
         optimizer.step()
     found["FSDP2, surgery alone"] = (sum(sent.values()), 2 * share * 8 * num_tasks**2)
     found["rows in FSDP2, bytes"] = (
-        float(optimizer._buffer.num_bytes),
+        float(optimizer._step.buffer.num_bytes),
         num_tasks * columns * 4 / num,
     )
     return found

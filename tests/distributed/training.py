@@ -137,8 +137,9 @@ class Joined:
         self.plan = plan
         self.num_processes = num_processes or dist.get_world_size()
 
-    def step(self, step, regularise=False, clip=False):
-        """The loss of a task is the mean over the processes, 0 where it is missing."""
+    def step(self, step, regularise=False, clip=False, without=None):
+        """The loss of a task is the mean over the processes, 0 where it is missing, and of the
+        task ``without`` everywhere."""
         self.optimizer.zero_grad()
         num = self.num_processes
         plans = [self.plan(step, process, num) for process in range(num)]
@@ -146,8 +147,9 @@ class Joined:
             having = [process for process in range(num) if task in plans[process]]
             if having:
                 with self.optimizer.task(task):
+                    weight = 0.0 if task == without else 1 / num
                     for process in having:
-                        self.model(task, batch_of(task, step, process, 1 / num)).backward()
+                        self.model(task, batch_of(task, step, process, weight)).backward()
         if regularise:
             factor = sum(0.01 * (1 + process) for process in range(num)) / num
             (self.model.trunk[0].weight.square().sum() * factor).backward()

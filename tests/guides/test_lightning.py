@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from gradsurgery import PCGrad
+from gradsurgery import LossSum, PCGrad
 from tests.guides.guide import ThreeTasks, assert_close, assert_trained, make_loader, run
 
 lightning = pytest.importorskip("lightning")
@@ -63,7 +63,11 @@ def plain_loop(num_epochs=2, clip=True, schedule=None):
     return model
 
 
-CLIP = '        self.clip_gradients(shell, gradient_clip_val=1.0, gradient_clip_algorithm="norm")\n'
+CLIP = (
+    "        self.clip_gradients(optimizer, gradient_clip_val=1.0, "
+    'gradient_clip_algorithm="norm")\n'
+)
+STEP = "        optimizer.step()\n"
 
 
 @pytest.mark.parametrize("clip", [True, False], ids=["clipped", "unclipped"])
@@ -86,7 +90,7 @@ def test_a_scheduler(tmp_path):
     edits = {
         "        return PCGrad(": "        pcgrad = PCGrad(",
         "lr=1e-3))\n": "lr=1e-3))\n        return [pcgrad], [schedule(pcgrad)]\n",
-        "        shell.step()\n": "        shell.step()\n        self.lr_schedulers().step()\n",
+        STEP: STEP + "        self.lr_schedulers().step()\n",
     }
     model = ThreeTasks()
     space = run(GUIDE, "The module", edits=edits, schedule=schedule)
@@ -117,11 +121,57 @@ def test_lightning_refuses_to_clip_by_itself(tmp_path):
         trainer(tmp_path, gradient_clip_val=1.0).fit(module(ThreeTasks()), loader())
 
 
-@pytest.mark.parametrize(
-    "call", ["task(name).__enter__()", "backward([])", "surgery()", "zero_grad()"]
-)
-def test_the_shell_refuses_what_would_stay_in_it(call, tmp_path):
-    """It takes on the class of the wrapper: `shell.task` would train nothing, silently."""
-    edits = {"        optimizer.surgery()\n": f"        shell.{call}\n"}
-    with pytest.raises(TypeError, match="on the optimizer itself, got a LightningPCGrad"):
+METHODS = {
+    "pcgrad": (PCGrad, {}),
+    "refreshed": (PCGrad, {"every": 2, "start_step": 3}),
+    "sum": (LossSum, {"monitor": True}),
+    "guarded": (PCGrad, {"on_nonfinite": "skip_task"}),
+}
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("call", ["backward", "blocks"])
+def test_calls_through_the_shell_are_calls_on_the_wrapper(method, call, tmp_path):
+    """Bit for bit, and nothing of the wrapper's stays in the shell."""
+    wrapper, options = METHODS[method]
+    in_blocks = (
+        "            with optimizer.task(name):\n"
+        "                self.manual_backward(self.model.loss(name, batch))\n"
+    )
+    at_once = "        optimizer.backward((n, self.model.loss(n, b)) for n, b in batches.items())\n"
+    edits = {
+        "lr=1e-3))": "lr=1e-3), **options)",
+        "return PCGrad(": "return wrapper(",
+    }
+    if call == "backward":
+        edits["        for name, batch in batches.items():\n" + in_blocks] = at_once
+    model, twin = ThreeTasks(), ThreeTasks()
+    trained = run(GUIDE, "The module", edits=edits, wrapper=wrapper, options=options)["MultiTask"]
+    fit = trainer(tmp_path)
+    module_of = trained(model)
+    fit.fit(module_of, loader())
+    (optimizer,) = fit.optimizers
+    (shell,) = fit.strategy._lightning_optimizers
+    assert vars(shell).keys() & vars(optimizer).keys() == set()
+    alone = wrapper(torch.optim.AdamW(twin.parameters(), lr=1e-3), **options)
+    for batches in make_loader(6) * 2:
+        alone.zero_grad()
+        alone.backward((n, twin.loss(n, b)) for n, b in batches.items())
+        nn.utils.clip_grad_norm_(twin.parameters(), 1.0)
+        alone.step()
+    assert optimizer.diagnostics.num_surgeries == alone.diagnostics.num_surgeries > 0
+    assert_close(model, twin, 0.0)
+
+
+def test_a_step_past_the_shell_is_not_counted(tmp_path):
+    model = ThreeTasks()
+    fit = trainer(tmp_path)
+    fit.fit(module(model, {STEP: "        optimizer.optimizer.step()\n"}), loader())
+    assert fit.global_step == 0
+    assert_close(model, plain_loop(), 0.0)
+
+
+def test_a_step_cannot_be_skipped(tmp_path):
+    edits = {"lr=1e-3))": 'lr=1e-3), on_nonfinite="skip_step")'}
+    with pytest.raises(ValueError, match="must be called without a closure"):
         trainer(tmp_path).fit(module(ThreeTasks(), edits), loader())
