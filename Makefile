@@ -6,14 +6,14 @@ RUN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
 
-.PHONY: setup minilm browser run test test-all bench lint clean
+.PHONY: setup minilm browser run test test-all bench docs lint clean
 
 setup: .venv/.installed
 
 .venv/.installed: pyproject.toml
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable '.[benchmark,dev]'
+	$(BIN)/python -m pip install --quiet --editable '.[benchmark,dev,docs]'
 	touch $@
 
 # A small pretrained checkpoint for the tests and runs on real input; without it they are skipped.
@@ -55,5 +55,11 @@ bench: setup
 		status=$$?; $(BIN)/asv publish && \
 		echo "The page is in .asv/html; to read it: $(BIN)/asv preview"; exit $$status
 
+# The documentation as pages in site/, to be read without a network. Any warning fails.
+docs: setup
+	rm -rf site
+	$(BIN)/python -m sphinx --fail-on-warning --keep-going --quiet --doctree-dir build/docs docs site
+	@echo "The pages are in site/index.html"
+
 clean:
-	rm -rf .venv .asv runs build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .asv runs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
