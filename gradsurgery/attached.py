@@ -8,7 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from gradsurgery.buffer import GradientBuffer, is_whole
+from gradsurgery.buffer import GradientBuffer
+from gradsurgery.memory import is_whole
 from gradsurgery.shards import local, placed_as
 
 Grads = dict[Tensor, Tensor]  # by parameter

@@ -9,7 +9,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradsurgery.buffer import Units, flat
+from gradsurgery.memory import flat
+from gradsurgery.rows import Units
 
 _COLUMNS = 1 << 22  # that travel in one collective: T rows of them are all the memory it takes
 

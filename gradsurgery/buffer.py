@@ -9,34 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.memory import flat, is_whole, strides_of
+from gradsurgery.rows import Rows, Units
 from gradsurgery.shards import Spread, local, spread, total, whole
 
 Grams = Callable[[Tensor, Sequence[int]], Tensor]
 Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
 
-
-class Units:
-    """Which parameters go together: groups of them, numbered from 0.
-
-    Args:
-        groups: collections of parameters; ``None`` is one group of all there are. A parameter may
-            be in several groups, or in none.
-    """
-
-    def __init__(self, groups: Iterable[Iterable[Tensor]] | None = None) -> None:
-        self._of: dict[Tensor, list[int]] | None = None
-        self.number = 1
-        if groups is not None:
-            self._of = {}
-            self.number = 0
-            for group in groups:
-                for parameter in group:
-                    self._of.setdefault(parameter, []).append(self.number)
-                self.number += 1
-
-    def of(self, parameter: Tensor) -> Sequence[int]:
-        """The numbers of a parameter's groups."""
-        return (0,) if self._of is None else self._of.get(parameter, ())
+_LOOSE_COLUMNS = 1 << 20
 
 
 @dataclass
@@ -61,8 +41,8 @@ class GradientBuffer:
     slots: dict[int, int] = field(default_factory=dict)  # task -> slot
     _touched: dict[Tensor, set[int]] = field(default_factory=dict)  # parameter -> slots
     _loose: dict[Tensor, dict[int, Tensor]] = field(default_factory=dict)
-    _row_sets: list[_Rows] = field(default_factory=list)
-    _home: dict[Tensor, _Rows] = field(default_factory=dict)
+    _row_sets: list[Rows] = field(default_factory=list)
+    _home: dict[Tensor, Rows] = field(default_factory=dict)
     _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
     _most_tasks: int = 0  # in any step so far
 
@@ -284,7 +264,7 @@ class GradientBuffer:
         for parameter in [*self._home, *self._newly_shared]:
             kind = (parameter.device, self.dtype or parameter.dtype, spread(parameter))
             kinds.setdefault(kind, []).append(parameter)
-        self._row_sets = [_Rows(*kind, parameters) for kind, parameters in kinds.items()]
+        self._row_sets = [Rows(*kind, parameters) for kind, parameters in kinds.items()]
         self._home = {p: rows for rows in self._row_sets for p in rows.segments}
         self._newly_shared = {}
         for rows in self._row_sets:
@@ -315,109 +295,6 @@ class GradientBuffer:
         self.restore(*state["layout"])
 
 
-class _Rows:
-    """One flat matrix ``[T, P]`` of a device and type, and where in it each parameter lies.
-
-    Every row starts aligned, so that a GPU reads several of its numbers at once. What lies between
-    the end of a row and the next is part of no view: nobody writes or reads it.
-    """
-
-    def __init__(
-        self,
-        device: torch.device,
-        dtype: torch.dtype,
-        over: Spread | None,
-        parameters: Sequence[Tensor],
-    ) -> None:
-        self.device = device
-        self.dtype = dtype
-        self.over = over
-        self.matrix: Tensor | None = None
-        self.segments: dict[Tensor, int] = {}
-        self._sizes = {parameter: local(parameter).numel() for parameter in parameters}
-        self.num_columns = 0
-        self._views: list[dict[Tensor, Tensor]] = []
-        # Round sizes first: then every other segment starts aligned, without any padding to clean.
-        # Of sharded ones the whole size, so that a checkpoint of any process restores the order.
-        for parameter in sorted(parameters, key=lambda p: p.numel() % _ALIGNMENT != 0):
-            self.segments[parameter] = self.num_columns
-            self.num_columns += self._sizes[parameter]
-
-    @property
-    def num_rows(self) -> int:
-        return 0 if self.matrix is None else self.matrix.shape[0]
-
-    def reserve(self, num_rows: int) -> None:
-        """Makes room for more tasks; what the rows hold stays."""
-        if num_rows <= self.num_rows:
-            return
-        stride = _row_stride(self.num_columns)
-        padded = torch.empty(num_rows, stride, dtype=self.dtype, device=self.device)
-        larger = padded[:, : self.num_columns]
-        if self.matrix is not None:
-            larger[: self.num_rows].copy_(self.matrix)
-        self.matrix = larger
-        self._views = [
-            {p: like(local(p), row, start) for p, start in self.segments.items()} for row in larger
-        ]
-
-    def runs(self, units: Units) -> list[tuple[list[int], list[int]]]:
-        """Stretches of neighbouring columns: the bounds of their segments, each of one unit, and
-        which units those are."""
-        found: list[tuple[list[int], list[int]]] = []
-        for parameter, start in self.segments.items():
-            end = start + self._sizes[parameter]
-            for unit in units.of(parameter):
-                if not found or found[-1][0][-1] != start:
-                    found.append(([start, end], [unit]))
-                elif found[-1][1][-1] == unit:
-                    found[-1][0][-1] = end
-                else:
-                    found[-1][0].append(end)
-                    found[-1][1].append(unit)
-        return found
-
-    def view(self, parameter: Tensor, slot: int) -> Tensor:
-        """A parameter's segment of a row, in the shape of the parameter."""
-        return self._views[slot][parameter]
-
-
-_ALIGNMENT = 64  # elements: a cache line of the narrowest type
-_LEAST_PADDED = 20 * _ALIGNMENT  # columns: padding never takes 5 % of the memory
-_LOOSE_COLUMNS = 1 << 20
-
-
-def _row_stride(num_columns: int) -> int:
-    """Elements from the start of one row to that of the next."""
-    return num_columns + (-num_columns % _ALIGNMENT if num_columns >= _LEAST_PADDED else 0)
-
-
-def like(parameter: Tensor, row: Tensor, start: int = 0) -> Tensor:
-    """A segment of a row with a parameter's shape and, where it is dense, its memory order."""
-    segment = row[start : start + parameter.numel()]
-    return segment.as_strided(parameter.shape, strides_of(parameter))
-
-
-def strides_of(parameter: Tensor) -> tuple[int, ...]:
-    """The memory order that autograd promises for a parameter's gradient."""
-    return parameter.stride() if _is_dense(parameter) else _contiguous(parameter.shape)
-
-
-def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one piece of memory, in any order of the dimensions."""
-    expected = 1
-    for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
-        if size != 1 and stride != expected:
-            return False
-        expected *= size
-    return True
-
-
-def _contiguous(shape: torch.Size) -> tuple[int, ...]:
-    """Strides of a row-major tensor."""
-    return torch.empty(shape, device="meta").stride()
-
-
 def _among_all(gram: Tensor, slots: Sequence[int], num_slots: int) -> Tensor:  # [t, t] -> [T, T]
     """The inner products of some slots among those of all."""
     if len(slots) == num_slots == len(gram) and list(slots) == list(range(num_slots)):
@@ -440,15 +317,3 @@ def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
     """Equal pieces of several gradients of one parameter, each piece flat."""
     columns = [flat(grad).split(_LOOSE_COLUMNS) for grad in grads]
     yield from (list(pieces) for pieces in zip(*columns, strict=True))
-
-
-def is_whole(grad: Tensor) -> bool:
-    """Whether a gradient has its memory to itself: part of a larger storage is rewritten by the
-    owner of that, as DDP does with its buckets."""
-    part = local(grad)
-    return part.untyped_storage().nbytes() == part.numel() * part.element_size()
-
-
-def flat(grad: Tensor) -> Tensor:
-    """A one-dimensional view of a dense gradient, whatever its memory order."""
-    return grad.as_strided((grad.numel(),), (1,))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.buckets import copy, cut
-from gradsurgery.buffer import like, strides_of
+from gradsurgery.memory import like, strides_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from gradsurgery.buckets import Bucket, copy, cut
-from gradsurgery.buffer import Combine, GradientBuffer, Grams, Units, like
+from gradsurgery.buffer import Combine, GradientBuffer, Grams
 from gradsurgery.collectives import average, everybodys, sum_of_own, sum_over
+from gradsurgery.memory import like
+from gradsurgery.rows import Units
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsurgery.buffer import is_whole, strides_of
+from gradsurgery.memory import is_whole, strides_of
 from gradsurgery.nonfinite import drop_unless
 
 

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsurgery.buffer import GradientBuffer, Units
+from gradsurgery.buffer import GradientBuffer
+from gradsurgery.rows import Units
 from gradsurgery.shards import local
 
 

@@ -13,9 +13,10 @@ from torch.optim import Optimizer
 
 from gradsurgery import kernels
 from gradsurgery.arguments import check_integer
-from gradsurgery.buffer import GradientBuffer, Units
+from gradsurgery.buffer import GradientBuffer
 from gradsurgery.last_weights import LastWeights
 from gradsurgery.nonfinite import OnNonfinite
+from gradsurgery.rows import Units
 from gradsurgery.step import Handling
 from gradsurgery.weighting import pcgrad_weights, projection_order
 from gradsurgery.wrapper import Granularity, MultiTaskOptimizer, Weighting

@@ -13,12 +13,13 @@ from torch.optim import Optimizer
 from gradsurgery import attached, kernels
 from gradsurgery.arguments import check_choice, check_integer
 from gradsurgery.blocks import TaskBlocks
-from gradsurgery.buffer import GradientBuffer, Units, picked
+from gradsurgery.buffer import GradientBuffer, picked
 from gradsurgery.distributed import AveragedBuffer
 from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
 from gradsurgery.nonfinite import OnNonfinite, drop_tasks
 from gradsurgery.replicas import Replicas
+from gradsurgery.rows import Units
 from gradsurgery.shards import is_spread
 from gradsurgery.step import Clock
 

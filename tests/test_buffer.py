@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from gradsurgery.buffer import GradientBuffer, Units
+from gradsurgery.buffer import GradientBuffer
 from gradsurgery.kernels import blocked, reference
+from gradsurgery.rows import Units
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 

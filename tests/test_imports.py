@@ -11,6 +11,8 @@ PACKAGE = ROOT / "gradsurgery"
 # A file may import only files listed above it; those not written yet are skipped.
 ORDER = [
     "shards",
+    "memory",
+    "rows",
     "buffer",
     "weighting",
     "kernels.reference",
