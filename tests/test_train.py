@@ -19,7 +19,8 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from benchmarks.multitask_bert import train
+from benchmarks.multitask_bert import parts, train
+from benchmarks.multitask_bert import selection as selections
 from benchmarks.multitask_bert.batches import evaluation_batches
 from benchmarks.multitask_bert.checkpoint import load_model, load_state, save_state
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
@@ -555,7 +556,7 @@ def test_steps_of_an_epoch(tmp_path, sampling):
             return super().forward(batch)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "MultiTaskModel", Counting)
+        patch.setattr(parts, "MultiTaskModel", Counting)
         recipe = make_recipe(make_stage(sampling=Sampling(*sampling), epochs=1))
         assert run(make_plan(tmp_path, recipe))
     assert [event["step"] for event in events_of(tmp_path, "dev")] == [num_steps]
@@ -634,14 +635,14 @@ SCRIPT = (
 def test_selection(tmp_path, monkeypatch, selection, kept):
     weights: list[dict[str, Tensor]] = []  # at each evaluation
 
-    def scripted(model, batches, device, precision):
+    def scripted(model, batches, device, precision, processes):
         (task,) = {batch.task for batch in batches}
         if task == TASKS[0]:
             weights.append({name: x.clone() for name, x in model.state_dict().items()})
         epoch = len(weights)
         return Evaluation([float(epoch)] * NUM_DEV, [1.0] * NUM_DEV, SCRIPT[epoch - 1][task], {})
 
-    monkeypatch.setattr(train, "evaluate", scripted)
+    monkeypatch.setattr(selections, "evaluate", scripted)
     stage = make_stage(epochs=4, sampling=Sampling("joint", "batches", 1))
     recipe = make_recipe(stage, selection=selection)
     assert run(make_plan(tmp_path, recipe))
@@ -669,7 +670,7 @@ def test_the_checkpoint_gives_the_recorded_metrics(tmp_path):
     load_model(tmp_path / "model.safetensors", training.model)
     (end,) = events_of(tmp_path, "end")
     for task in TASKS:
-        batches = evaluation_batches(training.splits[task, "dev"], train.EVALUATION_BATCH)
+        batches = evaluation_batches(training.splits[task, "dev"], selections.EVALUATION_BATCH)
         found = evaluate(training.model, batches, CPU, nullcontext)
         assert found.metric == end["metrics"][task]
         rows = (tmp_path / "predictions" / f"{task}-dev.csv").read_text().splitlines()[1:]

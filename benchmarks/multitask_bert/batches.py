@@ -70,6 +70,10 @@ class Tokens:
             torch.cat([self.places, other.places + self.ids.numel()]),
         )
 
+    def __getitem__(self, rows: slice) -> Tokens:
+        """Some of the rows, as long as they are."""
+        return Tokens(self.ids[rows], self.mask[rows])
+
 
 @dataclass(frozen=True, eq=False)
 class Batch:
@@ -80,9 +84,29 @@ class Batch:
     second: Tokens | None  # a siamese pair's second sentence
     labels: Tensor  # [B] int64 for classes, else float32
     indices: Tensor  # [B] int64, positions in the split
+    share: float = 1.0  # of the examples of the batch that this is a part of
 
     def __len__(self) -> int:
         return len(self.indices)
+
+    def part(self, rank: int, num_processes: int) -> Batch:
+        """A process's part of the batch, where several divide it. Parts differ by one example at
+        most, and the last ones may be empty.
+
+        Every row is as long as in the batch: where padding lies inside, it is part of the input.
+        """
+        if num_processes == 1:
+            return self
+        sizes = [len(part) for part in self.indices.tensor_split(num_processes)]
+        rows = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        return Batch(
+            self.task,
+            self.first[rows],
+            None if self.second is None else self.second[rows],
+            self.labels[rows],
+            self.indices[rows],
+            sizes[rank] / len(self),
+        )
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on a device."""
@@ -92,6 +116,7 @@ class Batch:
             None if self.second is None else self.second.to(device),
             self.labels.to(device, non_blocking=True),
             self.indices.to(device, non_blocking=True),
+            self.share,
         )
 
 
@@ -265,7 +290,12 @@ class BatchLoader:
 
 
 def evaluation_batches(
-    tokenized: TokenizedSplit, batch_size: int, num_batches: int | None = None
+    tokenized: TokenizedSplit,
+    batch_size: int,
+    num_batches: int | None = None,
+    *,
+    rank: int = 0,
+    num_processes: int = 1,
 ) -> Iterator[Batch]:
     """Every example once, the longest first: little padding, and memory runs out at once or never.
 
@@ -273,6 +303,8 @@ def evaluation_batches(
         tokenized: where the examples are.
         batch_size: of every batch but the last, which may be smaller.
         num_batches: so many batches' worth of the first examples of the split, instead of all.
+        rank: of the process whose batches these are, every ``num_processes``-th from its own on.
+        num_processes: that evaluate together.
 
     Raises:
         ValueError: ``batch_size`` is below 1.
@@ -280,7 +312,7 @@ def evaluation_batches(
     _check_batch_size(batch_size)
     number = len(tokenized) if num_batches is None else num_batches * batch_size
     order = tokenized.lengths[:number].argsort(descending=True, stable=True)
-    return map(tokenized.batch, order.split(batch_size))
+    return map(tokenized.batch, order.split(batch_size)[rank::num_processes])
 
 
 def word_tokenizer(vocabulary: Iterable[str]) -> Tokenizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from itertools import chain
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from torch import Tensor
 from benchmarks.multitask_bert.batches import Batch
 from benchmarks.multitask_bert.metrics import accuracy, pearson
 from benchmarks.multitask_bert.model import MultiTaskModel
+from benchmarks.multitask_bert.processes import ALONE, Processes
 from benchmarks.multitask_bert.tasks import TASKS, Task
 
 
@@ -65,9 +67,16 @@ def evaluate(
     batches: Iterable[Batch],
     device: torch.device,
     precision: Callable[[], AbstractContextManager[object]] = nullcontext,
+    processes: Processes = ALONE,
 ) -> Evaluation:
-    """Predicts every batch of one task's split and measures it; arguments of :func:`predict`."""
-    task, outputs, labels = _outputs(model, batches, device, precision)
+    """Predicts every batch of one task's split and measures it.
+
+    Args:
+        model, batches, device, precision: as in :func:`predict`.
+        processes: among which the batches are divided; each gets the evaluation of all of them, and
+            one of them may be without a batch.
+    """
+    task, outputs, labels = _outputs(model, batches, device, precision, processes)
     predictions, expected = predictions_of(task, outputs).tolist(), labels.tolist()
     metric = accuracy if task.metric == "accuracy" else pearson
     return Evaluation(
@@ -108,11 +117,12 @@ def _outputs(
     batches: Iterable[Batch],
     device: torch.device,
     precision: Callable[[], AbstractContextManager[object]],
+    processes: Processes = ALONE,
 ) -> tuple[Task, Tensor, Tensor]:  # [N] or [N, C], [N]
     """The task of a split, the model's outputs for it and its labels, on the CPU, in its order."""
     was_training = model.training
     model.eval()
-    task = ""
+    tasks: list[str] = []
     found: list[Tensor] = []
     labels: list[Tensor] = []
     indices: list[Tensor] = []
@@ -122,7 +132,13 @@ def _outputs(
                 found.append(model(batch.to(device)).float())
             labels.append(batch.labels)
             indices.append(batch.indices)
-            task = batch.task
+            tasks.append(batch.task)
     model.train(was_training)
-    order = torch.cat(indices).argsort()
-    return TASKS[task], torch.cat(found).cpu()[order], torch.cat(labels).float()[order]
+    # Without a batch there is nothing to put together here, but there is in another process.
+    here = []
+    if tasks:
+        here.append((tasks[0], torch.cat(found).cpu(), torch.cat(labels), torch.cat(indices)))
+    parts = chain.from_iterable(processes.gather(here))
+    (task, *_), outputs, expected, places = zip(*parts, strict=True)
+    order = torch.cat(places).argsort()
+    return TASKS[task], torch.cat(outputs)[order], torch.cat(expected).float()[order]

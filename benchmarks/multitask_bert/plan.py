@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,15 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.multitask_bert.batches import TokenizedSplit
+from benchmarks.multitask_bert.batches import SINGLE, TokenizedSplit
 from benchmarks.multitask_bert.data import Corpus
 from benchmarks.multitask_bert.encoder import MinBert
 from benchmarks.multitask_bert.losses import PAIR_LOSSES
 from benchmarks.multitask_bert.model import make_heads
+from benchmarks.multitask_bert.processes import ALONE, Processes
 from benchmarks.multitask_bert.recipe import Recipe, RecipeError
 from benchmarks.multitask_bert.regularisers import PROXIMITY, SMOOTHNESS
+from benchmarks.multitask_bert.tasks import TASKS
 
 OPTIONS = {"smart": SMOOTHNESS, "bregman": PROXIMITY}
 
@@ -34,6 +37,7 @@ class Plan:
         scale: by which every epoch of every stage is shortened.
         tokenized: splits already tokenized, shared by the runs of one command.
         config: what ``config.json`` says besides.
+        processes: that run it together.
     """
 
     recipe: Recipe
@@ -47,6 +51,22 @@ class Plan:
     scale: float = 1.0
     tokenized: dict[tuple[str, str, str, int], TokenizedSplit] = field(default_factory=dict)
     config: Mapping[str, Any] = field(default_factory=dict)
+    processes: Processes = ALONE
+
+    def tokenize(self, task: str, split: str, tokenizer: Tokenizer) -> TokenizedSplit:
+        """A split of a task, as the recipe pairs its sentences; kept for other runs."""
+        pair = self.recipe.pairs.get(task, SINGLE) if TASKS[task].is_pair else SINGLE
+        key = (task, split, pair, self.recipe.max_length)
+        if key not in self.tokenized:
+            examples = self.corpus.splits[task, split]
+            self.tokenized[key] = TokenizedSplit(examples, tokenizer, pair, self.recipe.max_length)
+        return self.tokenized[key]
+
+    def autocast(self) -> AbstractContextManager[object]:
+        """The context in which the model computes."""
+        if self.precision == "bf16":
+            return torch.autocast(self.device.type, torch.bfloat16)
+        return nullcontext()
 
 
 def check_runnable(recipe: Recipe) -> None:

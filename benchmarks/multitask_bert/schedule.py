@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import torch
 
 from benchmarks.multitask_bert.batches import Batch, BatchLoader
-from benchmarks.multitask_bert.recipe import Stage
+from benchmarks.multitask_bert.recipe import Recipe, Stage
 from gradsurgery import (
     Annealed,
     LossSum,
@@ -21,9 +22,16 @@ from gradsurgery import (
     TaskSampler,
 )
 
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
 
 def make_optimizer(
-    stage: Stage, base: torch.optim.Optimizer, tasks: tuple[str, ...], seed: int
+    stage: Stage,
+    base: torch.optim.Optimizer,
+    tasks: tuple[str, ...],
+    seed: int,
+    process_group: ProcessGroup | None = None,
 ) -> MultiTaskOptimizer:
     """The stage's method around an optimizer; a sum monitors conflicts where tasks meet."""
     if stage.method == "pcgrad":
@@ -33,9 +41,12 @@ def make_optimizer(
             reduction=stage.reduction,
             scope=stage.scope,
             seed=seed,
+            process_group=process_group,
         )
     several = len(tasks) > 1 and stage.sampling.name == "joint"
-    return LossSum(base, tasks=tasks, monitor=stage.monitored and several)
+    return LossSum(
+        base, tasks=tasks, monitor=stage.monitored and several, process_group=process_group
+    )
 
 
 def steps_per_epoch(stage: Stage, lengths: Sequence[int], scale: float = 1.0) -> int:
@@ -59,6 +70,25 @@ def steps_per_epoch(stage: Stage, lengths: Sequence[int], scale: float = 1.0) ->
         return scaled(sampling.num_batches, scale)
     length = scaled(min(lengths) if sampling.epoch == "smallest" else max(lengths), scale)
     return length if sampling.name == "joint" else length * len(lengths)
+
+
+def total_steps(
+    recipe: Recipe, sizes: Mapping[str, int], scale: float, max_steps: int | None
+) -> int:
+    """Optimizer steps of a run.
+
+    Args:
+        recipe: whose stages these are.
+        sizes: numbers of examples that the tasks have.
+        scale: as in :func:`steps_per_epoch`.
+        max_steps: at most so many.
+    """
+    total = 0
+    for stage in recipe.stages:
+        tasks = stage.tasks or recipe.tasks
+        lengths = [-(-sizes[task] // stage.batch_size[task]) for task in tasks]
+        total += stage.epochs * steps_per_epoch(stage, lengths, scale)
+    return total if max_steps is None else min(total, max_steps)
 
 
 def scaled(number: int, scale: float) -> int:
