@@ -350,7 +350,9 @@ def test_claims_are_told(
 
 def test_all_claims_have_a_verdict(markdown: Callable[..., str], tmp_path: Path) -> None:
     write_run(tmp_path, PCGRAD)
-    rows = tables_of(markdown([tmp_path]))[1]
+    text = markdown([tmp_path])
+    assert "± is the standard error. A number decides where it lies more than 2 of them" in text
+    rows = tables_of(text)[1]
     assert [row["no."] for row in rows] == [f"C{number}" for number in range(1, 31)]
 
 

@@ -22,9 +22,11 @@ from benchmarks.multitask_bert.blocks import (
     with_code,
 )
 from benchmarks.multitask_bert.claims import findings
+from benchmarks.multitask_bert.claims.verdicts import MIN_SEEDS
 from benchmarks.multitask_bert.conflicts import conflict_table
 from benchmarks.multitask_bert.deviations import KINDS, Deviation, number_deviations
 from benchmarks.multitask_bert.drawings import remove_plots, write_plots
+from benchmarks.multitask_bert.errors.significance import NUM_ERRORS
 from benchmarks.multitask_bert.groups import Group, group_rows
 from benchmarks.multitask_bert.markdown import to_markdown
 from benchmarks.multitask_bert.page import to_html
@@ -120,6 +122,10 @@ def _claims(section: Section) -> Iterator[Block]:
     if not found:
         return
     yield Heading("What the reports claim")
+    yield Paragraph(
+        f"± is the standard error. A number decides where it lies more than {NUM_ERRORS:g} of them "
+        f"within or outside of what is claimed, over at least {MIN_SEEDS} seeds."
+    )
     rows = tuple(
         (
             each.id,
