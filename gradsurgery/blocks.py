@@ -117,7 +117,6 @@ class TaskBlocks(Facade):
                 self._backward_given(self._named(losses), retain_graph)
             else:
                 for name, loss in one_by_one(losses, self._tasks.declared):
-                    self._tasks.check(name)
                     with self.task(name):
                         loss.backward(retain_graph=bool(retain_graph))
                     del loss
