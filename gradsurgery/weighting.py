@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -39,21 +40,22 @@ def pcgrad_coefficients(
     num_tasks = gram.shape[-1]
     batch = torch.broadcast_shapes(gram.shape, order.shape)
     gram, order = gram.expand(batch), order.expand(batch)
+    # Everything in units of what a visit divides by, and turned: what is above zero conflicts. A
+    # gradient that is zero conflicts with nobody, and nobody conflicts with itself.
+    norms = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
+    turned = torch.where(norms == 0, 0, gram / -norms)
+    conflicts = turned.clone()
+    conflicts.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
+    visits = order.unsqueeze(-1).unbind(-2)  # [..., T, 1] each: whom each task visits now
+    removed = torch.empty_like(conflicts)
+    rows = _rows_of_visits(turned, order)
+    for visit, row, part in zip(visits, rows, removed.unsqueeze(-1).unbind(-2), strict=True):
+        torch.gather(conflicts, -1, visit, out=part)
+        conflicts.addcmul_(part.clamp_min_(0), row)
     # A gradient that is not finite makes every coefficient NaN: no finite part of a wrong update.
     poison = 0 * gram.sum((-2, -1), keepdim=True)
     coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device) + poison
-    # What each visit divides by, [..., T, T]; infinite where there is nothing to remove, in a visit
-    # to oneself or to a gradient that is zero. Negative, so that dividing turns the sign.
-    norms = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2).expand(batch).gather(-1, order)
-    itself = torch.arange(num_tasks, device=gram.device).unsqueeze(-1)
-    divisors = -torch.where((order == itself) | (norms == 0), torch.inf, norms)
-    visits = order.unsqueeze(-1).unbind(-2)  # [..., T, 1] each: whom each task visits now
-    products, dots = torch.empty_like(coefficients), coefficients.new_empty(*batch[:-1], 1)
-    rows = _rows_of_visits(gram, order)
-    for visit, row, divisor in zip(visits, rows, divisors.unsqueeze(-1).unbind(-2), strict=True):
-        torch.sum(torch.mul(coefficients, row, out=products), -1, keepdim=True, out=dots)
-        coefficients.scatter_add_(-1, visit, dots.clamp_max_(0).div_(divisor))
-    return coefficients
+    return coefficients.scatter_add_(-1, order, removed)
 
 
 def pcgrad_weights(
@@ -121,14 +123,13 @@ def projection_order(
         raise ValueError(f"num_tasks: must be at least 1, got {num_tasks}")
     if isinstance(step, Tensor):
         device = step.device if device is None else device
-        clock = step.to(device=device, dtype=torch.int64)
-    else:
-        clock = torch.full((), step, dtype=torch.int64, device=device)
-    cells = torch.arange(num_tasks * num_tasks, dtype=torch.int64, device=device)
-    key = torch.zeros((), dtype=torch.int64, device=device)
-    for part in (seed, seed >> 32, clock, clock >> 32, cells):
+        step = step.to(device, torch.int64)
+    key: int | Tensor = 0  # of the host's numbers as long as there are no others
+    for part in (seed, seed >> 32, step, step >> 32):
         key = _mix(key, part)
-    return key.view(num_tasks, num_tasks).argsort(dim=-1, stable=True)
+    cells = torch.arange(num_tasks * num_tasks, dtype=torch.int64, device=device)
+    keys = cast("Tensor", _mix(key, cells)).view(num_tasks, num_tasks)
+    return keys.argsort(dim=-1, stable=True)
 
 
 _MOST_AT_ONCE = 1 << 20  # numbers
@@ -155,7 +156,7 @@ _MASK = 0xFFFFFFFF
 _MULTIPLIER = 0x45D9F3B
 
 
-def _mix(key: Tensor, value: int | Tensor) -> Tensor:
+def _mix(key: int | Tensor, value: int | Tensor) -> int | Tensor:
     """A 32-bit number that depends on every bit of a 32-bit key and the low 32 of a value."""
     mixed = ((key ^ (value & _MASK)) + 0x9E3779B9) & _MASK
     for _ in range(3):

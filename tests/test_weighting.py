@@ -363,6 +363,14 @@ def test_order_is_a_function_of_seed_and_step():
     assert projection_order(6, 5, 9, device="meta").device.type == "meta"
 
 
+@pytest.mark.parametrize("shape", [(3, 3), (40, 40), (2, 200, 200)])
+def test_nothing_of_a_device_is_read(shape):
+    """Nothing can be read of meta tensors, as it must not be of those of a GPU."""
+    order = projection_order(shape[-1], 5, torch.tensor(9, device="meta"))
+    coefficients = pcgrad_coefficients(torch.ones(shape, device="meta"), order)
+    assert (coefficients.device.type, coefficients.shape) == ("meta", shape)
+
+
 def test_order_differs_between_steps_seeds_and_tasks():
     # 8!^8 orders of eight tasks: no two of these 2,500 may coincide.
     seeds = [0, 1, 2, 3, 4, 11711, 2**31, 2**32, 2**32 + 1, -1]
