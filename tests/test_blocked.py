@@ -16,8 +16,10 @@ NUM_COLUMNS = [0, 1, 7, 1023, 1024, 1025, 5000]
 
 @pytest.fixture(autouse=True)
 def small_blocks(monkeypatch):
-    """Several blocks, and a last one that is not full."""
+    """Several blocks, and a last one that is not full, for single tiles and their rest."""
     monkeypatch.setattr(blocked, "_COLUMNS", 2048)
+    monkeypatch.setattr(blocked, "_CONVERTED_COLUMNS", 2048)
+    monkeypatch.setattr(blocked, "_WIDE_SUMS", 2048)
     monkeypatch.setattr(blocked, "_FEW_COLUMNS", 0)
 
 
@@ -68,6 +70,10 @@ def test_any_number_of_threads_gives_the_same(threads, num_tasks):
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[1], found[2])
     torch.testing.assert_close(found[0], reference.gram_matrix(grads), rtol=1e-5, atol=1e-2)
+    weights = torch.rand(num_tasks, dtype=torch.float64) + 0.5
+    expected = reference.combine(weights, grads)
+    torch.testing.assert_close(blocked.combine(weights, grads), expected)
+    torch.testing.assert_close(blocked.combine(weights, grads, grads[0]), expected)
 
 
 @pytest.mark.parametrize("bounds", [[0, 9000], [0, 1, 4500, 4500, 9000], [7, 3000]])

@@ -1,11 +1,9 @@
-"""The two passes on a CPU: blocks that stay in the cache, on as many threads as torch has."""
+"""The two passes on a CPU: tiles that stay in the cache, as batches for torch's own threads."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -13,8 +11,12 @@ from torch import Tensor
 from gradsurgery.kernels import reference
 
 _FEW_COLUMNS = 1 << 14  # up to here float64 costs next to nothing
-_COLUMNS = 1 << 18  # of a block: a few rows of it stay in a CPU's last-level cache
-_FEW_TASKS = 6  # up to here a product with each row is faster than one with all
+_COLUMNS = 1 << 22  # whose tiles' products are held at once
+_CONVERTED_COLUMNS = 1 << 18  # the same, of what becomes float32 first
+# Columns of a tile. Few rows are fastest in tiles of the first-level cache; of many, a narrow tile
+# is more calls than work, and a wide one loses digits of its products.
+_FEW_TASKS = 8
+_NARROW, _WIDE_PRODUCTS, _WIDE_SUMS = 1 << 9, 1 << 11, 1 << 14
 # Squared norms between these leave float32 room for every product that counts.
 _SMALLEST, _LARGEST = 1e-20, 1e30
 
@@ -24,7 +26,7 @@ def gram_matrix(
 ) -> Tensor:  # [T, T]
     """The same as :func:`gradsurgery.kernels.reference.gram_matrix`, from one read of the rows.
 
-    Products and the sums of a block are float32, totals float64. Where that could underflow or
+    Products and the sums of a tile are float32, totals float64. Where that could underflow or
     overflow, by the squared norms that came out, and for float64 or short rows, the reference does
     it all; reading those few numbers waits for nobody on a CPU.
 
@@ -38,19 +40,17 @@ def gram_matrix(
     num_tasks, num_columns = grads.shape
     if grads.dtype == torch.float64 or num_columns <= _FEW_COLUMNS:
         return reference.gram_matrix(grads)
-    starts = range(0, num_columns, _COLUMNS)
-    parts = torch.zeros(len(starts), num_tasks, num_tasks)
-
-    def multiply(block: int) -> None:
-        rows = grads[:, starts[block] : starts[block] + _COLUMNS].float()
-        if num_tasks > _FEW_TASKS:
-            torch.mm(rows, rows.T, out=parts[block])
-            return
-        for task in range(num_tasks):
-            torch.mv(rows[task:], rows[task], out=parts[block, task, task:])
-
-    _for_all(multiply, len(starts))
-    gram = parts.sum(0, dtype=torch.float64).triu_()
+    tile = _NARROW if num_tasks <= _FEW_TASKS else _WIDE_PRODUCTS
+    whole = num_columns - num_columns % tile
+    gram = torch.zeros(num_tasks, num_tasks, dtype=torch.float64)
+    columns = _COLUMNS if grads.dtype == torch.float32 else _CONVERTED_COLUMNS
+    for block in grads[:, :whole].split(columns, dim=1):
+        tiles = block.float().unflatten(1, (-1, tile))  # [T, N, tile]
+        products = torch.bmm(tiles.transpose(0, 1), tiles.permute(1, 2, 0))
+        gram += products.sum(0, dtype=torch.float64)
+    rest = grads[:, whole:].double()
+    gram += rest @ rest.T
+    gram.triu_()
     gram += gram.triu(1).T
     squared_norms = gram.diagonal().tolist()
     if all(_SMALLEST < norm < _LARGEST or math.isnan(norm) for norm in squared_norms):
@@ -88,16 +88,17 @@ def combine(
         return reference.combine(weights, grads, out)
     if not in_place and _overlap(grads, out):
         return reference.combine(weights, grads, out)
-    starts = range(0, num_columns, _COLUMNS)
-
-    def add(block: int) -> None:
-        columns = slice(starts[block], starts[block] + _COLUMNS)
-        if in_place:
-            out[columns].addmv_(grads[1:, columns].T, weights[1:], beta=first)
-        else:
-            torch.mv(grads[:, columns].T, weights, out=out[columns])
-
-    _for_all(add, len(starts))
+    tile = _NARROW if len(grads) <= _FEW_TASKS else _WIDE_SUMS
+    whole = num_columns - num_columns % tile
+    tiles = grads[:, :whole].unflatten(1, (-1, tile)).transpose(0, 1)  # [N, T, tile]
+    sums = out[:whole].view(-1, 1, tile)
+    factors = weights.expand(len(tiles), 1, -1)
+    if in_place:
+        sums.baddbmm_(factors[:, :, 1:], tiles[:, 1:], beta=first)
+        out[whole:].addmv_(grads[1:, whole:].T, weights[1:], beta=first)
+    else:
+        torch.bmm(factors, tiles, out=sums)
+        torch.mv(grads[:, whole:].T, weights, out=out[whole:])
     return out
 
 
@@ -108,24 +109,3 @@ pcgrad_coefficients = reference.pcgrad_coefficients
 
 def _overlap(grads: Tensor, out: Tensor) -> bool:
     return grads.untyped_storage().data_ptr() == out.untyped_storage().data_ptr()
-
-
-def _for_all(work: Callable[[int], None], num_blocks: int) -> None:
-    """Does the work on every block, on torch's number of threads."""
-    num_threads = min(torch.get_num_threads(), num_blocks)
-    cuts = [num_blocks * i // num_threads for i in range(num_threads + 1)]
-
-    def share(thread: int) -> None:
-        with torch.no_grad():  # which is a setting of each thread
-            for block in range(cuts[thread], cuts[thread + 1]):
-                work(block)
-
-    if num_threads == 1:
-        share(0)
-    else:
-        list(_pool(num_threads).map(share, range(num_threads)))
-
-
-@cache
-def _pool(num_threads: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(num_threads, thread_name_prefix="gradsurgery")
