@@ -9,20 +9,12 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from benchmarks.multitask_bert.batches import (
-    JOINT,
-    SIAMESE,
-    SINGLE,
-    UNLABELLED,
-    Batch,
-    BatchLoader,
-    TokenizedSplit,
-    Tokens,
-    evaluation_batches,
-    word_tokenizer,
-)
+from benchmarks.multitask_bert.batches import BatchLoader, evaluation_batches
 from benchmarks.multitask_bert.data import Example, Split
 from benchmarks.multitask_bert.recipe import PAIR_ENCODINGS
+from benchmarks.multitask_bert.scratch import word_tokenizer
+from benchmarks.multitask_bert.tokenized import JOINT, SIAMESE, SINGLE, UNLABELLED, TokenizedSplit
+from benchmarks.multitask_bert.tokens import Batch, Tokens
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "##s", "good", "bad", "un", "##a"]
 

@@ -9,15 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.multitask_bert.batches import (
-    BatchLoader,
-    TokenizedSplit,
-    evaluation_batches,
-    word_tokenizer,
-)
+from benchmarks.multitask_bert.batches import BatchLoader, evaluation_batches
 from benchmarks.multitask_bert.data import Example, Split
 from benchmarks.multitask_bert.evaluate import evaluate, legacy_metrics, predictions_of
+from benchmarks.multitask_bert.scratch import word_tokenizer
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tokenized import TokenizedSplit
 
 CPU = torch.device("cpu")
 NUM_EXAMPLES = 23  # not a multiple of the batch size

@@ -24,10 +24,10 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.multitask_bert import corpora, train
 from benchmarks.multitask_bert.__main__ import FIRST_SEED, main
+from benchmarks.multitask_bert.bert_names import to_bert_names
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.overrides import override
 from benchmarks.multitask_bert.plan import Plan
-from benchmarks.multitask_bert.pretrained import to_bert_names
 from benchmarks.multitask_bert.recipe import Recipe
 from benchmarks.multitask_bert.record import Record
 from benchmarks.multitask_bert.scratch import settings

@@ -9,12 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.multitask_bert.batches import Batch, TokenizedSplit, word_tokenizer
 from benchmarks.multitask_bert.data import Example, Split
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.model import MultiTaskModel
 from benchmarks.multitask_bert.recipe import Head, Recipe, RecipeError
+from benchmarks.multitask_bert.scratch import word_tokenizer
 from benchmarks.multitask_bert.systems import find
+from benchmarks.multitask_bert.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.tokens import Batch
 
 WIDTH = 8
 PAIRS = (("a b c d", "b"), ("c", "d e f a"), ("e f", "e f"), ("d", "a"))

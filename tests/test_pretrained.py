@@ -16,9 +16,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
-from benchmarks.multitask_bert import pretrained
+from benchmarks.multitask_bert import bert_files
+from benchmarks.multitask_bert.bert_files import CheckpointError
+from benchmarks.multitask_bert.bert_names import to_bert_names
 from benchmarks.multitask_bert.encoder import MinBert
-from benchmarks.multitask_bert.pretrained import CheckpointError, load_encoder, to_bert_names
+from benchmarks.multitask_bert.pretrained import load_encoder
 
 WORDS = [
     "[PAD]",
@@ -376,7 +378,7 @@ def test_the_hub_is_asked_for_the_files_of_a_checkpoint_only(original, monkeypat
         asked.append((name, sorted(allow_patterns)))
         return str(original)
 
-    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(bert_files, "snapshot_download", download)
     encoder, _ = load_encoder("somebody/some-bert")
     assert_holds(encoder, load_file(original / "model.safetensors"))
     files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
@@ -388,7 +390,7 @@ def test_a_failed_download_is_one_line(monkeypatch, reason):
     def download(name, *, allow_patterns):
         raise ConnectionError(reason)
 
-    monkeypatch.setattr(pretrained, "snapshot_download", download)
+    monkeypatch.setattr(bert_files, "snapshot_download", download)
     message = refusal("somebody/some-bert")
     assert message.startswith("somebody/some-bert is no folder here, and the Hugging Face hub did")
     assert ("(first line second line)" if reason else "(ConnectionError)") in message
@@ -398,7 +400,8 @@ def test_an_unknown_name_offline_is_one_line(tmp_path):
     # In a process of its own, because huggingface_hub reads the environment when imported.
     program = (
         "import sys\n"
-        "from benchmarks.multitask_bert.pretrained import CheckpointError, load_encoder\n"
+        "from benchmarks.multitask_bert.bert_files import CheckpointError\n"
+        "from benchmarks.multitask_bert.pretrained import load_encoder\n"
         "for name in sys.argv[1:]:\n"
         "    try: load_encoder(name)\n"
         "    except CheckpointError as error: print(error)"

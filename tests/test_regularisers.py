@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
-from benchmarks.multitask_bert.batches import Batch, Tokens
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.model import MultiTaskModel
 from benchmarks.multitask_bert.overrides import override
 from benchmarks.multitask_bert.regularisers import SMOOTHNESS, Proximity, divergence, smoothness
 from benchmarks.multitask_bert.systems import find
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tokens import Batch, Tokens
 
 
 def make_model() -> MultiTaskModel:

@@ -10,11 +10,11 @@ from itertools import chain
 import torch
 from torch import Tensor
 
-from benchmarks.multitask_bert.batches import Batch
 from benchmarks.multitask_bert.metrics import accuracy, pearson
 from benchmarks.multitask_bert.model import MultiTaskModel
 from benchmarks.multitask_bert.processes import ALONE, Processes
 from benchmarks.multitask_bert.tasks import TASKS, Task
+from benchmarks.multitask_bert.tokens import Batch
 
 
 @dataclass(frozen=True)

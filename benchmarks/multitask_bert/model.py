@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.multitask_bert.batches import Batch, Tokens
 from benchmarks.multitask_bert.encoder import MinBert
 from benchmarks.multitask_bert.recipe import Head, Recipe, RecipeError
 from benchmarks.multitask_bert.tasks import TASKS, Task
+from benchmarks.multitask_bert.tokens import Batch, Tokens
 
 
 class MultiTaskModel(nn.Module):

@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer
 
-from benchmarks.multitask_bert.batches import SINGLE, TokenizedSplit
 from benchmarks.multitask_bert.data import Corpus
 from benchmarks.multitask_bert.encoder import MinBert
 from benchmarks.multitask_bert.losses import PAIR_LOSSES
@@ -20,6 +19,7 @@ from benchmarks.multitask_bert.processes import ALONE, Processes
 from benchmarks.multitask_bert.recipe import Recipe, RecipeError
 from benchmarks.multitask_bert.regularisers import PROXIMITY, SMOOTHNESS
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tokenized import SINGLE, TokenizedSplit
 
 OPTIONS = {"smart": SMOOTHNESS, "bregman": PROXIMITY}
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benchmarks.multitask_bert.batches import TokenizedSplit, evaluation_batches
+from benchmarks.multitask_bert.batches import evaluation_batches
 from benchmarks.multitask_bert.checkpoint import Origin, check_heads, load_model
 from benchmarks.multitask_bert.corpora import load_corpus
 from benchmarks.multitask_bert.encoders import make_encoder
@@ -17,6 +17,7 @@ from benchmarks.multitask_bert.model import MultiTaskModel
 from benchmarks.multitask_bert.recipe import Recipe
 from benchmarks.multitask_bert.record import Record, RecordError, write_whole
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tokenized import TokenizedSplit
 
 # Name and header of each task's file in the starter code, its spelling included.
 _NAMES = {"sst": "sst", "quora": "para", "sts": "sts", "cfimdb": "cfimdb"}

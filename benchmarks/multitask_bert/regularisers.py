@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from benchmarks.multitask_bert.batches import Batch
 from benchmarks.multitask_bert.model import MultiTaskModel
 from benchmarks.multitask_bert.tasks import TASKS, Task
+from benchmarks.multitask_bert.tokens import Batch
 
 SMOOTHNESS = {
     "weight": 0.02,

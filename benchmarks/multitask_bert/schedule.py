@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from benchmarks.multitask_bert.batches import Batch, BatchLoader
+from benchmarks.multitask_bert.batches import BatchLoader
 from benchmarks.multitask_bert.recipe import Recipe, Stage
+from benchmarks.multitask_bert.tokens import Batch
 from gradsurgery import (
     Annealed,
     LossSum,

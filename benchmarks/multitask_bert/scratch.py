@@ -1,10 +1,14 @@
-"""The tiny encoder for the built-in corpus, trained from scratch, and the settings that suit it."""
+"""The tiny encoder and tokenizer for the built-in corpus, and the settings that suit them."""
 
 from __future__ import annotations
 
-from tokenizers import Tokenizer
+from collections.abc import Iterable
 
-from benchmarks.multitask_bert.batches import word_tokenizer
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import BertNormalizer
+from tokenizers.pre_tokenizers import BertPreTokenizer
+
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.recipe import Recipe
 from benchmarks.multitask_bert.synthetic import vocabulary
@@ -42,3 +46,31 @@ def tiny_encoder(recipe: Recipe) -> tuple[MinBert, Tokenizer]:
         attention_dropout=recipe.encoder_dropout,
     )
     return MinBert(config), tokenizer
+
+
+def word_tokenizer(vocabulary: Iterable[str]) -> Tokenizer:
+    """A tokenizer that gives each word of a vocabulary a token, and any other word [UNK].
+
+    Args:
+        vocabulary: lower-case words and marks of punctuation. Their ids follow those of [PAD],
+            [UNK], [CLS] and [SEP], which are 0 to 3.
+
+    Raises:
+        ValueError: an entry comes twice, or is one of the special tokens.
+
+    >>> word_tokenizer(["film", "good", "."]).encode("Good film, good.").tokens
+    ['good', 'film', '[UNK]', 'good', '.']
+    """
+    tokens = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", *vocabulary]
+    ids = {token: number for number, token in enumerate(tokens)}
+    if len(ids) < len(tokens):
+        twice = next(token for number, token in enumerate(tokens) if ids[token] != number)
+        raise ValueError(
+            f"vocabulary must have each word once and no special token, found {twice!r} again;"
+            " leave it out"
+        )
+    tokenizer = Tokenizer(WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = BertPreTokenizer()
+    tokenizer.add_special_tokens(tokens[:4])
+    return tokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from benchmarks.multitask_bert.batches import TokenizedSplit, evaluation_batches
+from benchmarks.multitask_bert.batches import evaluation_batches
 from benchmarks.multitask_bert.checkpoint import Origin, load_model, save_model
 from benchmarks.multitask_bert.evaluate import Evaluation, evaluate
 from benchmarks.multitask_bert.events import (
@@ -24,6 +24,7 @@ from benchmarks.multitask_bert.plan import Plan
 from benchmarks.multitask_bert.progress import Progress
 from benchmarks.multitask_bert.record import Record
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tokenized import TokenizedSplit
 
 EVALUATION_BATCH = 32
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.multitask_bert.batches import Batch, BatchLoader, TokenizedSplit
+from benchmarks.multitask_bert.batches import BatchLoader
 from benchmarks.multitask_bert.losses import LOSSES, PAIR_LOSSES, Loss
 from benchmarks.multitask_bert.model import MultiTaskModel
 from benchmarks.multitask_bert.plan import OPTIONS, Plan
@@ -18,6 +18,8 @@ from benchmarks.multitask_bert.recipe import Stage
 from benchmarks.multitask_bert.regularisers import PROXIMITY, Proximity, smoothness
 from benchmarks.multitask_bert.schedule import make_loader, make_optimizer
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.tokens import Batch
 from gradsurgery import MultiTaskLoader, MultiTaskOptimizer
 
 Draw = tuple[str, Batch]  # a task, and a batch of it

@@ -11,7 +11,6 @@ from typing import Any
 
 from tqdm import tqdm
 
-from benchmarks.multitask_bert.batches import Batch, TokenizedSplit
 from benchmarks.multitask_bert.checkpoint import PREVIOUS, STATE, Origin, load_state, save_state
 from benchmarks.multitask_bert.events import data_events, shown, train_event
 from benchmarks.multitask_bert.interrupts import interrupts
@@ -24,6 +23,8 @@ from benchmarks.multitask_bert.record import Record, RecordError, environment
 from benchmarks.multitask_bert.schedule import total_steps
 from benchmarks.multitask_bert.selection import Selection
 from benchmarks.multitask_bert.state import MALFORMED
+from benchmarks.multitask_bert.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.tokens import Batch
 from gradsurgery import MultiTaskLoader
 
 LOG_EVERY = 10  # steps between two "train" events: the only moments that wait for the device

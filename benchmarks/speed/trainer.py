@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.multitask_bert.batches import BatchLoader, TokenizedSplit, evaluation_batches
+from benchmarks.multitask_bert.batches import BatchLoader, evaluation_batches
 from benchmarks.multitask_bert.corpora import load_corpus
 from benchmarks.multitask_bert.data import Example, Split
 from benchmarks.multitask_bert.encoders import make_encoder
@@ -28,6 +28,7 @@ from benchmarks.multitask_bert.overrides import override
 from benchmarks.multitask_bert.recipe import Recipe
 from benchmarks.multitask_bert.systems import find
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tokenized import TokenizedSplit
 from benchmarks.speed.answers import TOLERANCE, WrongAnswerError
 from benchmarks.speed.measure import Action, Timings, interleaved
 from benchmarks.speed.targets import Finding, Row, Settings, Target, not_measured

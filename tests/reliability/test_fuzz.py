@@ -18,10 +18,12 @@ import torch
 from safetensors.torch import save_file
 
 from benchmarks.multitask_bert import data, report
+from benchmarks.multitask_bert.bert_files import CheckpointError
+from benchmarks.multitask_bert.bert_names import to_bert_names
 from benchmarks.multitask_bert.checkpoint import load_state, save_state
 from benchmarks.multitask_bert.data import DataError, read_split
 from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.pretrained import CheckpointError, load_encoder, to_bert_names
+from benchmarks.multitask_bert.pretrained import load_encoder
 from benchmarks.multitask_bert.record import RecordError
 from benchmarks.multitask_bert.synthetic import make_corpus, vocabulary
 from benchmarks.multitask_bert.tasks import TASKS
