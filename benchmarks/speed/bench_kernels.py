@@ -7,14 +7,14 @@ import torch
 from benchmarks.speed.machine import fastest_reader, floor_seconds, readers
 from benchmarks.speed.measure import Action, interleaved
 from benchmarks.speed.surgery import Gradients, conflicting_gram
-from gradsurgery import combine, gram_matrix, pcgrad_weights, projection_order
+from gradsurgery import kernels, pcgrad_weights, projection_order
 
 _NUM_TASKS = [2, 3, 8, 40]
 _ROUNDS = 15
 
 
 class Kernels:
-    """Rows of random numbers."""
+    """The passes over rows of random numbers that the optimizers choose for a CPU."""
 
     params = (_NUM_TASKS, [100_000, 1_000_000, 10_000_000])
     param_names = ("T", "P")
@@ -25,12 +25,13 @@ class Kernels:
         self.rows = torch.randn(num_tasks, num_parameters, generator=generator)
         self.weights = torch.zeros(num_tasks)
         self.weights[0] = 1.0  # a sum that leaves the row it overwrites as it is
+        self.chosen = kernels.choose(None, torch.device("cpu"))
 
     def time_gram_matrix(self, num_tasks: int, num_parameters: int) -> None:
-        gram_matrix(self.rows)
+        self.chosen.gram_matrix(self.rows)
 
     def time_combine(self, num_tasks: int, num_parameters: int) -> None:
-        combine(self.weights, self.rows, self.rows[0])
+        self.chosen.combine(self.weights, self.rows, self.rows[0])
 
 
 class Weights:

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.speed.machine import available_bytes, fastest_reader, floor_seconds, readers
 from benchmarks.speed.measure import Action, interleaved
 from benchmarks.speed.surgery import Gradients, conflicting_gram
-from gradsurgery import combine, gram_matrix, pcgrad_weights, projection_order
+from gradsurgery import kernels, projection_order
 
 NUM_TASKS = (2, 3, 8, 40)
 NUM_PARAMETERS = (100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -36,9 +36,9 @@ def measure(
 ) -> Iterator[Line]:
     """One line for each T and P that fit into memory.
 
-    The parts are the public functions; ``surgery`` is the whole of what the wrapper does between
-    the last backward and the step. The floor is set by the fastest way to read these very rows, so
-    that small ones, which stay in a cache, are compared with that cache.
+    The parts are those that the optimizers choose for the device; ``surgery`` is the whole of what
+    the wrapper does between the last backward and the step. The floor is set by the fastest way to
+    read these very rows, so that small ones, which stay in a cache, are compared with that cache.
 
     Args:
         num_tasks: each T.
@@ -62,12 +62,13 @@ def _measure_one(num_tasks: int, num_parameters: int, device: str, rounds: int) 
     rows = gradients.rows
     gram = conflicting_gram(num_tasks, seed=0).to(device)
     order = projection_order(num_tasks, 0, 0, device)
+    chosen = kernels.choose(None, torch.device(device))
     first = torch.zeros(num_tasks, dtype=gram.dtype, device=device)
     first[0] = 1.0  # a sum that leaves the row it overwrites as it is
     actions = {
-        "gram": Action(lambda: gram_matrix(rows)),
-        "weights": Action(lambda: pcgrad_weights(gram, order)),
-        "combine": Action(lambda: combine(first, rows, rows[0])),
+        "gram": Action(lambda: chosen.gram_matrix(rows)),
+        "weights": Action(lambda: chosen.pcgrad_coefficients(gram, order).sum(-2)),
+        "combine": Action(lambda: chosen.combine(first, rows, rows[0])),
         "surgery": Action(gradients.operate, prepare=gradients.capture),
         **readers(rows.flatten()),
     }
