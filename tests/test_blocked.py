@@ -153,6 +153,14 @@ def test_what_is_not_finite_stays_so(value):
     assert not blocked.combine(torch.ones(3), grads)[2500].isfinite()
 
 
+@pytest.mark.parametrize("in_place", [True, False])
+def test_a_weight_of_zero_hides_no_number_that_is_not_finite(in_place):
+    grads = make_grads(3, 3000)
+    grads[0, [10, 2900]] = math.nan
+    found = blocked.combine(torch.tensor([0.0, 1.0, 1.0]), grads, grads[0] if in_place else None)
+    assert found.isnan().nonzero().flatten().tolist() == [10, 2900]
+
+
 def test_a_small_cosine_in_bf16():
     first, second = make_grads(2, 200_000, seed=3)
     second -= (second @ first) / (first @ first) * first

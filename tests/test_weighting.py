@@ -360,6 +360,9 @@ def test_order_is_a_function_of_seed_and_step():
     assert torch.equal(projection_order(6, 5, 9), first)
     assert torch.equal(projection_order(6, seed=5, step=torch.tensor(9)), first)
     assert torch.equal(projection_order(6, 5, torch.tensor(9), device="cpu"), first)
+    for seed, step in ((-1, 2**40 + 3), (2**63 - 1, 0)):
+        on_device = projection_order(6, seed, torch.tensor(step))
+        assert torch.equal(on_device, projection_order(6, seed, step))
     assert projection_order(6, 5, 9, device="meta").device.type == "meta"
 
 
@@ -372,14 +375,15 @@ def test_nothing_of_a_device_is_read(shape):
 
 
 def test_order_differs_between_steps_seeds_and_tasks():
-    # 8!^8 orders of eight tasks: no two of these 2,500 may coincide.
+    # 8!^8 orders of eight tasks: no two of these 2,520 may coincide.
     seeds = [0, 1, 2, 3, 4, 11711, 2**31, 2**32, 2**32 + 1, -1]
+    steps = [*range(250), 2**32, 2**32 + 1]
     orders = {
         tuple(projection_order(8, seed, step).flatten().tolist())
         for seed in seeds
-        for step in range(250)
+        for step in steps
     }
-    assert len(orders) == len(seeds) * 250
+    assert len(orders) == len(seeds) * len(steps)
     assert len({tuple(row.tolist()) for row in projection_order(40, 0, 0)}) == 40
 
 
