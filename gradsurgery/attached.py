@@ -26,8 +26,9 @@ def take(parameters: Iterable[Tensor]) -> Grads:
     """
     taken: Grads = {}
     for parameter in parameters:
-        if parameter.grad is not None:
-            taken[parameter] = placed_as(parameter, parameter.grad)
+        grad = parameter.grad
+        if grad is not None:
+            taken[parameter] = placed_as(parameter, grad)
             parameter.grad = None
     return taken
 

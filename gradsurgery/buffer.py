@@ -83,8 +83,9 @@ class GradientBuffer:
             slots = self._touched.setdefault(parameter, set())
             again = slot in slots
             slots.add(slot)
-            if parameter in self._home:
-                target = self._home[parameter].view(parameter, slot)
+            home = self._home.get(parameter)
+            if home is not None:
+                target = home.view(parameter, slot)
             elif again:
                 target = self._loose[parameter][slot]
             else:

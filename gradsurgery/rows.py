@@ -33,6 +33,11 @@ class Units:
                     self._of.setdefault(parameter, []).append(self.number)
                 self.number += 1
 
+    @property
+    def are_all(self) -> bool:
+        """Whether there is one group, of all parameters there are."""
+        return self._of is None
+
     def of(self, parameter: Tensor) -> Sequence[int]:
         """The numbers of a parameter's groups."""
         return (0,) if self._of is None else self._of.get(parameter, ())
@@ -87,6 +92,8 @@ class Rows:
     def runs(self, units: Units) -> list[tuple[list[int], list[int]]]:
         """Stretches of neighbouring columns: the bounds of their segments, each of one unit, and
         which units those are."""
+        if units.are_all:
+            return [([0, self.num_columns], [0])]
         found: list[tuple[list[int], list[int]]] = []
         for parameter, start in self.segments.items():
             end = start + self._sizes[parameter]

@@ -19,6 +19,9 @@ class Spread(NamedTuple):
     num_copies: int
 
 
+_WHOLE = (Tensor, torch.nn.Parameter)
+
+
 def is_spread(tensor: Tensor) -> bool:
     """Whether a tensor lies over several processes.
 
@@ -26,8 +29,9 @@ def is_spread(tensor: Tensor) -> bool:
         >>> is_spread(torch.ones(2))
         False
     """
-    # DTensor is told by what it has: importing it takes as long as importing half of torch.
-    return hasattr(tensor, "device_mesh")
+    # DTensor is told by what it has: importing it takes as long as importing half of torch. Asking
+    # for what is not there takes long too, and this is asked of every gradient in every step.
+    return type(tensor) not in _WHOLE and hasattr(tensor, "device_mesh")
 
 
 def spread(parameter: Tensor) -> Spread | None:
