@@ -150,7 +150,9 @@ def test_benchmarks_use_public_names(path):
             place = f"{path.name}:{node.lineno} imports {target}"
             assert isinstance(node, ast.ImportFrom), place
             assert node.module == "gradsurgery", place
-            assert target.removeprefix("gradsurgery.") in gradsurgery.__all__, place
+            # The speed suite times the kernels, which the optimizers choose and users do not.
+            timed = {"kernels"} if path.parent.name == "speed" else set()
+            assert target.removeprefix("gradsurgery.") in {*gradsurgery.__all__, *timed}, place
 
 
 def test_public_names_exist():
