@@ -313,6 +313,15 @@ def test_an_all_zero_row_is_harmless(dtype):
     assert update.tolist() == [0.0, 0.0, 0.0]
 
 
+def test_a_gradient_beyond_all_measure_larger_than_another_is_harmless():
+    # Nobody conflicts; the ratio of the first one's products to the second's norm is infinite.
+    gram = torch.tensor(
+        [[1e300, 1e-12, 1e140], [1e-12, 1e-322, 1e-170], [1e140, 1e-170, 1.0]], dtype=torch.float64
+    )
+    for order in itertools.product(itertools.permutations(range(3)), repeat=3):
+        assert torch.equal(pcgrad_coefficients(gram, torch.tensor(order)), torch.eye(3).double())
+
+
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("place", [(0, 0), (1, 2), (2, 3)])
 def test_one_non_finite_gradient_gives_a_non_finite_update(bad, place):
