@@ -18,11 +18,11 @@ from benchmarks.speed.answers import WrongAnswerError
 from benchmarks.speed.measure import Action, interleaved
 from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.surgery import MINILM_PARAMETERS
+from gradsurgery import kernels
 
 NUM_TASKS = 3
 NUM_PARAMETERS = (100_000, 1_000_000, MINILM_PARAMETERS)
 BLOCKS = (1 << 14, 1 << 16, 1 << 18)
-_COMBINE_BLOCK = 1 << 18  # columns, those of the library's combine on a CPU
 _TOLERANCE = 1e-5
 
 Work = Callable[[slice, int], None]  # columns and the thread that has them
@@ -46,12 +46,7 @@ class CombineFirst:
         self.optimizer.step()  # which makes its state
 
     def __call__(self) -> None:
-        first, others = float(self.weights[0]), self.weights[1:]
-
-        def add(columns: slice, thread: int) -> None:
-            self.rows[0, columns].addmv_(self.rows[1:, columns].T, others, beta=first)
-
-        side_by_side(add, self.rows.shape[1], _COMBINE_BLOCK)
+        kernels.choose(None, self.rows.device).combine(self.weights, self.rows, self.rows[0])
         self.optimizer.step()
 
     def put_back(self) -> None:
