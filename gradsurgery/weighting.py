@@ -45,7 +45,7 @@ def pcgrad_coefficients(
     norms = gram.diagonal(dim1=-2, dim2=-1).unsqueeze(-2)
     turned = torch.where(norms == 0, 0, gram / -norms)
     # Not infinite where one gradient is beyond all measure larger than another: 0 times that is 0.
-    turned.clamp_(*_range(gram.dtype))
+    turned.clamp_(torch.finfo(gram.dtype).min, torch.finfo(gram.dtype).max)
     conflicts = turned.clone()
     conflicts.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
     visits = order.unsqueeze(-1).unbind(-2)  # [..., T, 1] each: whom each task visits now
@@ -132,11 +132,6 @@ def projection_order(
     cells = torch.arange(num_tasks * num_tasks, dtype=torch.int64, device=device)
     keys = cast("Tensor", _mix(key, cells)).view(num_tasks, num_tasks)
     return keys.argsort(dim=-1, stable=True)
-
-
-def _range(dtype: torch.dtype) -> tuple[float, float]:
-    """The smallest and the largest number of a type."""
-    return torch.finfo(dtype).min, torch.finfo(dtype).max
 
 
 _MOST_AT_ONCE = 1 << 20  # numbers
