@@ -34,6 +34,7 @@ from benchmarks.multitask_bert.scratch import settings
 from benchmarks.multitask_bert.synthetic import make_corpus, vocabulary
 from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, all_recipes, find
 from benchmarks.multitask_bert.tasks import TASKS
+from tests.reliability.outcome import FILES, TIMES
 
 ROOT = Path(__file__).parents[1]
 REAL_DATA = ROOT / "../shared/data"
@@ -42,21 +43,6 @@ THREE = ("sst", "quora", "sts")
 SIZES = {
     (task, split): 40 if split == "train" else 12 for task in THREE for split in TASKS["sst"].files
 }
-FILES = {
-    "config.json",
-    "environment.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    *(f"predictions/{task}-dev.csv" for task in THREE),
-    "state/state.pt",
-}
-TIMES = (
-    "seconds",
-    "eval_seconds",
-    "train_seconds",
-    "samples_per_second",
-    "eval_samples_per_second",
-)
 QUICK = ("--set", "batch_size=8", "--max-steps", "4")
 
 

@@ -24,22 +24,12 @@ import torch
 from benchmarks.multitask_bert.checkpoint import load_state
 from benchmarks.multitask_bert.locks import alone_in
 from benchmarks.multitask_bert.record import Record
-from tests.reliability.outcome import outcome
+from tests.reliability.outcome import FILES, TIMES, outcome
 from tests.torchrun_worker import NUM_DEV, run
 
 ROOT = Path(__file__).parents[1]
 LOSS_SUM, PCGRAD = "smet-walker/general-linear-loss-sum", "smet-walker/v2-dropout-0.3"
 SECONDS = 400  # all commands take 40 on an idle machine
-FILES = {
-    "config.json",
-    "environment.json",
-    "metrics.jsonl",
-    "model.safetensors",
-    *(f"predictions/{task}-dev.csv" for task in NUM_DEV),
-    "state/state.pt",
-}
-TIMES = {"seconds", "eval_seconds", "train_seconds"}
-TIMES |= {"samples_per_second", "eval_samples_per_second"}
 
 # What must come to the same in one process and in two, since nothing is drawn but batches.
 CALM = ("encoder_dropout=0.0", "head_dropout=0.0", "lr=1e-3")

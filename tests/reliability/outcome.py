@@ -10,7 +10,7 @@ import torch
 from benchmarks.multitask_bert.checkpoint import load_state
 from benchmarks.multitask_bert.record import Record
 
-_TIMES = {
+TIMES = {
     "seconds",
     "eval_seconds",
     "train_seconds",
@@ -18,6 +18,15 @@ _TIMES = {
     "eval_samples_per_second",
 }
 _OF_TIMES = {"metrics_bytes", "metrics_digest"}  # of the lines that tell the times
+
+FILES = {
+    "config.json",
+    "environment.json",
+    "metrics.jsonl",
+    "model.safetensors",
+    *(f"predictions/{task}-dev.csv" for task in ("sst", "quora", "sts")),
+    "state/state.pt",
+}
 
 
 def outcome(folder: Path) -> dict[str, Any]:
@@ -40,7 +49,7 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _without_times(fields: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in fields.items() if name not in _TIMES}
+    return {name: value for name, value in fields.items() if name not in TIMES}
 
 
 def _plain(value: Any) -> Any:
