@@ -52,11 +52,7 @@ def train_event(
         if key:
             found.setdefault(kind, {})[key] = None if value != value else value
     return {
-        "event": "train",
-        "stage": progress.stage,
-        "epoch": progress.epoch + 1,
-        "step": progress.step,
-        "seconds": round(progress.seconds, 3),
+        **_when("train", progress),
         "samples": progress.samples,
         "losses": losses,
         "cosines": found.get("cosine", {}),
@@ -97,11 +93,7 @@ def dev_event(
     """
     metrics = metrics_of(found)
     return {
-        "event": "dev",
-        "stage": progress.stage,
-        "epoch": progress.epoch + 1,
-        "step": progress.step,
-        "seconds": round(progress.seconds, 3),
+        **_when("dev", progress),
         "metrics": metrics,
         "mean": overall_mean(metrics),
         "normalised": overall_normalised(metrics),
@@ -151,3 +143,14 @@ def num_samples_of(found: Mapping[str, Evaluation]) -> int:
 
 def _rate(number: int, seconds: float) -> float | None:
     return number / seconds if seconds else None
+
+
+def _when(event: str, progress: Progress) -> Event:
+    """What the events of a training begin with."""
+    return {
+        "event": event,
+        "stage": progress.stage,
+        "epoch": progress.epoch + 1,
+        "step": progress.step,
+        "seconds": round(progress.seconds, 3),
+    }
