@@ -34,6 +34,25 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
 
 
+def real(tensor: Tensor) -> Tensor:
+    """Views complex numbers as pairs of real ones, ``[..., 2]``: C^n is R^2n here, as it is in
+    torch's optimizers. Returns a real tensor as it is.
+
+    Writing to the result writes to ``tensor``, unless that is a lazy conjugate or negative.
+
+    Example:
+        >>> real(torch.tensor([1 + 2j])).tolist(), real(torch.ones(1)).tolist()
+        ([[1.0, 2.0]], [1.0])
+    """
+    return torch.view_as_real(resolved(tensor)) if tensor.is_complex() else tensor
+
+
+def resolved(tensor: Tensor) -> Tensor:
+    """Carries out a conjugation or negation that a tensor only stands for; others stay as they
+    are."""
+    return tensor.resolve_conj().resolve_neg()
+
+
 def is_whole(grad: Tensor) -> bool:
     """Whether a gradient has its memory to itself: part of a larger storage is rewritten by the
     owner of that, as DDP does with its buckets."""
