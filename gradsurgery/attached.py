@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from gradsurgery.buffer import GradientBuffer
-from gradsurgery.memory import is_whole
-from gradsurgery.shards import local, placed_as
+from gradsurgery.memory import is_held, is_whole, storage_of
+from gradsurgery.shards import local, placed_as, whole
 
 Grads = dict[Tensor, Tensor]  # by parameter
 
 
-def take(parameters: Iterable[Tensor]) -> Grads:
-    """Removes ``.grad`` from every parameter that has one.
+def take(parameters: Iterable[Tensor], only_read: Container[Tensor] = ()) -> Grads:
+    """Removes ``.grad`` from every parameter that has one, for us to write to: a gradient that
+    somebody holds, or that shares its memory with another tensor, is copied.
+
+    Args:
+        parameters: all that may have one.
+        only_read: those whose gradients nobody is going to write to.
 
     Example:
         >>> parameter = torch.ones(2, requires_grad=True)
@@ -28,17 +33,32 @@ def take(parameters: Iterable[Tensor]) -> Grads:
     for parameter in parameters:
         grad = parameter.grad
         if grad is not None:
-            taken[parameter] = placed_as(parameter, grad)
             parameter.grad = None
+            grad = placed_as(parameter, grad)
+            if parameter not in only_read and _can_be_ours(grad):
+                # A tensor of our own: the other goes away here, unless somebody holds it.
+                part = local(grad).detach()
+                del grad
+                if is_held(storage_of(part)):
+                    part = part.clone()
+                grad = whole(parameter, part)
+            taken[parameter] = grad
     return taken
 
 
 def hide(parameters: Iterable[Tensor], buffer: GradientBuffer) -> Grads:
-    """The same, of gradients that must outlive the rows or DDP's buckets they may lie in."""
+    """Like :func:`take`, but leaves gradients as they are, except that those which share memory
+    with our rows or with DDP's buckets, which will be overwritten, are copied."""
+    everything = list(parameters)
     return {
         parameter: grad if is_whole(grad) and not buffer.holds(grad) else grad.clone()
-        for parameter, grad in take(parameters).items()
+        for parameter, grad in take(everything, only_read=set(everything)).items()
     }
+
+
+def _can_be_ours(grad: Tensor) -> bool:
+    """Whether a gradient is one to which we ever write: dense, and without a graph of its own."""
+    return grad.layout is torch.strided and not grad.requires_grad
 
 
 def put(parameters: Iterable[Tensor], grads: Mapping[Tensor, Tensor]) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +88,8 @@ class TaskBlocks(Facade):
             else:
                 with attached.hidden(list(self._parameters()), step.buffer) as outside:
                     yield
-                    self._keep(name, attached.take(self._parameters()), outside)
+                    grads = attached.take(self._parameters(), self._only_read())
+                    self._keep(name, grads, outside)
         finally:
             step.is_open = False
         self._tasks.number(name)
@@ -175,6 +176,11 @@ class TaskBlocks(Facade):
             return handling
         return "held" if self._guard.holds else "weighted"
 
+    def _only_read(self) -> Container[Tensor]:
+        """The parameters to whose gradients nothing is written where autograd left them."""
+        writes = self._step.handling == "weighted" or self._guard.drops
+        return () if writes else self._step.buffer.in_rows()
+
     def _keep(self, name: Hashable, grads: attached.Grads, outside: attached.Grads) -> None:
         """Deals with a block's gradients, merging into ``outside`` what belongs to ``.grad``."""
         attached.check_dense(name, grads)
@@ -201,9 +207,9 @@ class TaskBlocks(Facade):
         for task in buffer.slots:
             grads = {}
             for parameter in buffer.touched():
-                kept = buffer.grads_of(parameter).get(task)
-                if kept is not None:
-                    grads[parameter] = kept.to(parameter.dtype, copy=self._watches())
+                if task in buffer.grads_of(parameter):
+                    grad = buffer.hand_out(parameter, buffer.slots[task])
+                    grads[parameter] = grad.clone() if self._watches() else grad
             self._scale(task, grads)
             attached.merge(outside, grads)
 
