@@ -296,6 +296,148 @@ def test_add_param_group_adds_to_the_base(wrapper):
     assert_identical(parameters_of(later), parameters_of(model))
 
 
+# Whoever holds a tensor keeps it, and may do with .grad and with parameters what torch allows
+
+
+@every_wrapper
+@every_copied_base
+def test_a_gradient_that_is_kept_stays_what_it_was(wrapper, base):
+    model, optimizer = build(wrapper, base)
+    twin, twin_optimizer = build(wrapper, base)
+    kept = []  # tensors, arrays, views, and what they were
+    holds = (lambda grad: grad, lambda grad: grad.numpy(), lambda grad: grad.view(-1)[:1])
+    for step in range(7):
+        optimizer.zero_grad()
+        run_blocks(model, optimizer, step)
+        optimizer.surgery()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                held = holds[step % 3](parameter.grad)
+                kept.append((held, torch.as_tensor(held).clone()))
+        optimizer.step()
+        train_step(twin, twin_optimizer, step)
+        assert all(torch.equal(torch.as_tensor(held), was) for held, was in kept)
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+@every_wrapper
+def test_a_gradient_that_is_kept_inside_a_block_stays_what_it_was(wrapper):
+    model, optimizer = build(wrapper)
+    twin, twin_optimizer = build(wrapper)
+    kept = []
+    for parameter in model.parameters():
+        parameter.register_hook(lambda grad: kept.append((grad.detach(), grad.clone())))
+    is_plain = wrapper == "loss-sum" or wrapper == "pcgrad-every-3"  # autograd adds in place
+    for step in range(5):
+        optimizer.zero_grad()
+        for task in TASKS:
+            with optimizer.task(task):
+                model.loss(task, step).backward()
+                if not is_plain:
+                    grads = [p.grad for p in model.parameters() if p.grad is not None]
+                    kept += [(grad, grad.clone()) for grad in grads]
+        optimizer.step()
+        train_step(twin, twin_optimizer, step)
+        if not is_plain:
+            assert all(torch.equal(held, was) for held, was in kept)
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+EDITS = {
+    "data": lambda grad: setattr(grad, "data", grad.data.clone()),
+    "data through": lambda grad: setattr(grad.data, "data", torch.zeros(1)),
+    "shared memory": lambda grad: grad.share_memory_(),
+    "deep copy": lambda grad: copy.deepcopy(grad).zero_(),
+    "pickle": lambda grad: pickle.loads(pickle.dumps(grad)).zero_(),
+}
+
+
+@every_wrapper
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_a_gradient_that_changes_no_number_changes_nothing(wrapper, edit):
+    model, optimizer = build(wrapper)
+    twin, twin_optimizer = build(wrapper)
+    for step in range(6):
+        optimizer.zero_grad()
+        run_blocks(model, optimizer, step)
+        optimizer.surgery()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                EDITS[edit](parameter.grad)
+        optimizer.step()
+        train_step(twin, twin_optimizer, step)
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+CONVERSIONS = {
+    "double": lambda model: model.double(),
+    "bfloat16": lambda model: model.bfloat16(),
+    "half and back": lambda model: model.half().float(),
+    "other memory": lambda model: model.load_state_dict(
+        copy.deepcopy(model.state_dict()), assign=False
+    ),
+}
+
+
+@every_wrapper
+@pytest.mark.parametrize("with_grad", [True, False], ids=["with .grad", "without"])
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+def test_a_converted_model_trains_like_one_that_was_built_so(wrapper, conversion, with_grad):
+    model = Model()
+    optimizer = WRAPPERS[wrapper](torch.optim.SGD(model.parameters(), lr=0.05))
+    train(model, optimizer, range(4))
+    if not with_grad:
+        optimizer.zero_grad()
+    CONVERSIONS[conversion](model)
+    twin = copy.deepcopy(model)
+    later = WRAPPERS[wrapper](torch.optim.SGD(twin.parameters(), lr=0.05))
+    later.load_state_dict(optimizer.state_dict())
+    for step in range(4, 8):
+        train_step(model, optimizer, step)
+        train_step(twin, later, step)
+        assert_identical(gradients_of(model), gradients_of(twin))
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+class ComplexModel(nn.Module):
+    """A complex weight that all tasks share, made of complex or of twice as many real numbers."""
+
+    def __init__(self, is_complex):
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        weight = torch.randn(3, 4, dtype=torch.complex64, generator=generator)
+        weight = weight.T  # another memory order
+        self.is_complex = is_complex
+        self.weight = nn.Parameter(weight if is_complex else torch.view_as_real(weight))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def loss(self, task, step):
+        inputs, targets = examples(task, step)
+        weight = self.weight if self.is_complex else torch.view_as_complex(self.weight)
+        outputs = torch.complex(inputs, inputs.flip(-1)) @ weight + self.bias
+        return (outputs - targets * (1 + 0.5j)).abs().square().mean()
+
+
+@every_wrapper
+@pytest.mark.parametrize("base", [name for name in COPIED_BASES if name != "adamw-fused"])
+def test_complex_numbers_are_pairs_of_real_ones(wrapper, base):
+    model, twin = ComplexModel(True), ComplexModel(False)
+    optimizers = [WRAPPERS[wrapper](BASES[base](m.parameters())) for m in (model, twin)]
+    for step in range(6):
+        for network, optimizer in zip((model, twin), optimizers, strict=True):
+            train_step(network, optimizer, step)
+        found = torch.view_as_real(model.weight.grad)
+        assert model.weight.grad.stride() == model.weight.stride()
+        torch.testing.assert_close(found, twin.weight.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.view_as_real(model.weight.detach()), twin.weight.detach(), rtol=1e-4, atol=1e-4
+        )
+        ours, theirs = (optimizer.diagnostics for optimizer in optimizers)
+        assert ours.num_surgeries == theirs.num_surgeries
+        if ours.num_surgeries:
+            torch.testing.assert_close(ours.cosines, theirs.cosines, rtol=1e-4, atol=1e-4)
+
+
 # Shells that others put around an optimizer
 
 

@@ -1,12 +1,14 @@
 """Gradients that are not finite against the same training without the task or step they are in."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
+from gradsurgery.nonfinite import is_finite
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -189,3 +191,12 @@ def test_a_closure_cannot_be_skipped():
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match="on_nonfinite: must be one of propagate, raise"):
         PCGrad(torch.optim.SGD(make_model().parameters(), lr=0.1), on_nonfinite="ignore")
+
+
+@pytest.mark.parametrize("bad", [complex("nan"), complex(0, math.inf), complex(-math.inf, 1)])
+def test_either_part_of_a_complex_number_may_be_bad(bad):
+    assert not is_finite([torch.ones(3), torch.tensor([1 + 1j, bad])])
+
+
+def test_large_complex_numbers_are_finite():
+    assert is_finite([torch.tensor([complex(3e38, 3e38)])])  # their absolute values are not

@@ -4,6 +4,7 @@ The gradients that go into a comparison come from `torch.autograd.grad` or are k
 never from the optimizer under test.
 """
 
+import io
 import itertools
 import math
 import weakref
@@ -887,6 +888,251 @@ def test_rows_of_another_type():
         assert gram.tolist() == [[2 * 272.0**2, 0.0], [0.0, 2 * 272.0**2]]
         assert parameter.grad.dtype == torch.bfloat16
         assert parameter.grad.tolist() == [544.0, 0.0]
+
+
+def by_hand(one, other):
+    """PCGrad's update of two tasks, flat and in float64, where no order matters."""
+    one, other = one.double().flatten(), other.double().flatten()
+    dot = one @ other
+    if dot >= 0:
+        return one + other
+    return one - dot / (other @ other) * other + other - dot / (one @ one) * one
+
+
+def two_losses(weight):
+    """Losses of two tasks in conflict, and PCGrad's gradient of them."""
+    target = torch.linspace(-1, 2, weight.numel()).view_as(weight).to(weight)
+    losses = [(weight - target).abs().square().sum(), -3 * (weight - 2 * target).real.sum()]
+    grads = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
+    return losses, by_hand(*[numbers_of(grad) for grad in grads])
+
+
+def numbers_of(grad):
+    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"granularity": "tensor"},
+        {"fused": False},
+        {"on_nonfinite": "skip_task"},
+        {"buffer_dtype": torch.float64},
+        {"buffer_dtype": torch.float32},
+        {"buffer_dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 7), (0, 2), (1300,)], ids=str)
+def test_complex_parameters(shape, dtype, options):
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape, dtype=dtype, generator=generator).mT
+                          if len(shape) == 2 else
+                          torch.randn(shape, dtype=dtype, generator=generator))  # fmt: skip
+    odd = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = PCGrad(torch.optim.SGD([odd, weight], lr=0.01), **options)
+    row_dtype = options.get("buffer_dtype", dtype.to_real())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[
+        min(row_dtype, dtype.to_real(), key=lambda d: torch.finfo(d).bits)
+    ]
+    for step in range(4):
+        losses, expected = two_losses(weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        assert weight.grad.dtype == dtype
+        assert weight.grad.stride() == weight.stride()
+        error = numbers_of(weight.grad).double().flatten() - expected
+        assert error.norm() <= tolerance * expected.norm(), step
+        odd.square().sum().backward()  # shares no surgery
+        optimizer.step()
+
+
+def test_conjugates_and_negatives_that_are_not_carried_out():
+    weight = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.1))
+    conjugate = torch.tensor([1 + 1j, 2 - 3j]).conj()
+    negative = torch._neg_view(torch.tensor([1 + 1j, 0j]))
+    expected = by_hand(*[numbers_of(grad.resolve_neg()) for grad in (conjugate, negative)])
+    for _ in range(3):
+        optimizer.zero_grad()
+        for task, grad in (("a", conjugate), ("b", negative)):
+            with optimizer.task(task):
+                weight.grad = grad
+        optimizer.surgery()
+        torch.testing.assert_close(numbers_of(weight.grad).double().flatten(), expected)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_a_saved_gradient_is_as_large_as_its_parameter(num_steps):
+    weight = nn.Parameter(torch.randn(10_000))
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.0))
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        optimizer.backward([(weight * scale).sum() for scale in torch.randn(5, 10_000)])
+    found, expected = io.BytesIO(), io.BytesIO()
+    torch.save(weight.grad, found)
+    torch.save(weight.grad.clone(), expected)
+    assert found.tell() == expected.tell()
+
+
+class Optimistic(torch.optim.Optimizer):
+    """Twice the gradient less the last one, which it keeps without a copy."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                last = self.state[parameter].get("last", parameter.grad)
+                parameter.sub_(2 * parameter.grad - last, alpha=group["lr"])
+                self.state[parameter]["last"] = parameter.grad
+
+
+def test_a_base_that_keeps_the_gradient_finds_it_as_it_was():
+    weight = nn.Parameter(torch.tensor([0.5, 0.3, -0.2], dtype=torch.float64))
+    alone = nn.Parameter(weight.detach().clone())
+    optimizer, bare = PCGrad(Optimistic([weight], 0.1)), Optimistic([alone], 0.1)
+    for _ in range(6):
+        optimizer.zero_grad()
+        optimizer.backward(two_losses(weight)[0])
+        optimizer.step()
+        alone.grad = two_losses(alone)[1]
+        bare.step()
+        torch.testing.assert_close(weight.detach(), alone.detach())
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)],
+    ids=str,
+)
+@pytest.mark.parametrize("with_grad", [True, False], ids=["with .grad", "without"])
+def test_rows_follow_the_type_of_their_parameter(begin, end, with_grad):
+    module = nn.Linear(7, 3, bias=False).to(begin)
+    optimizer = PCGrad(torch.optim.SGD(module.parameters(), lr=0.01))
+    for step in range(6):
+        losses, expected = two_losses(module.weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        if step >= 3:
+            assert module.weight.grad.dtype == end
+            error = module.weight.grad.double().flatten() - expected
+            assert error.norm() <= 4 * torch.finfo(end).eps * expected.norm()
+        optimizer.step()
+        if step == 2:
+            if not with_grad:
+                optimizer.zero_grad()
+            module.to(end)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 9), (7, 3), (1, 1), (0, 7)], ids=str)
+def test_rows_follow_the_shape_of_their_parameter(shape):
+    weight = nn.Parameter(torch.randn(3, 7, dtype=torch.float64))
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.01))
+    for step in range(6):
+        losses, expected = two_losses(weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        torch.testing.assert_close(weight.grad.flatten(), expected)
+        optimizer.step()
+        del losses  # whose graph remembers the shape
+        if step == 2:
+            optimizer.zero_grad()
+            weight.data = torch.randn(shape, dtype=torch.float64)
+    assert optimizer._step.buffer.num_bytes == 2 * weight.numel() * 8
+
+
+def test_rows_follow_the_memory_order_of_their_parameter():
+    module = nn.Conv2d(3, 4, 3, bias=False).double()
+    optimizer = PCGrad(torch.optim.SGD(module.parameters(), lr=0.01))
+    for step in range(6):
+        losses, expected = two_losses(module.weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        torch.testing.assert_close(module.weight.grad.flatten(), expected)
+        assert module.weight.grad.stride() == module.weight.stride()
+        optimizer.step()
+        if step == 2:
+            module.to(memory_format=torch.channels_last)
+
+
+def begun(num_steps):
+    """A module in a step of which one task has been back-propagated."""
+    module = nn.Linear(4, 3, bias=False)
+    optimizer = PCGrad(torch.optim.SGD(module.parameters(), lr=0.01))
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        optimizer.backward(two_losses(module.weight)[0])
+        optimizer.step()
+    optimizer.zero_grad()
+    losses, expected = two_losses(module.weight)
+    with optimizer.task(0):
+        losses[0].backward(retain_graph=True)
+    return module, optimizer, losses, expected
+
+
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_a_conversion_between_the_blocks_and_the_step(num_steps):
+    module, optimizer, losses, expected = begun(num_steps)
+    with optimizer.task(1):
+        losses[1].backward()
+    module.double()
+    optimizer.surgery()
+    assert module.weight.grad.dtype == torch.float64
+    torch.testing.assert_close(module.weight.grad.flatten(), expected, rtol=1e-5, atol=1e-5)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_another_shape_between_the_blocks_and_the_step_is_refused(num_steps):
+    module, optimizer, _, _ = begun(num_steps)
+    module.weight.data = torch.ones(3, 1)
+    with pytest.raises(ValueError, match=r"parameter: must keep its shape .* \(3, 1\)"):
+        optimizer.surgery()
+    optimizer.zero_grad()
+    losses, expected = two_losses(module.weight)
+    optimizer.backward(losses)
+    torch.testing.assert_close(module.weight.grad.double().flatten(), expected)
+
+
+def test_another_type_between_the_blocks_is_refused():
+    module, optimizer, _, _ = begun(3)
+    module.double()
+    with pytest.raises(ValueError, match=r"gradients: must keep their type"):  # noqa: SIM117
+        with optimizer.task(1):
+            two_losses(module.weight)[0][1].backward()
+    optimizer.zero_grad()
+    losses, expected = two_losses(module.weight)
+    optimizer.backward(losses)
+    torch.testing.assert_close(module.weight.grad.flatten(), expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have one type")
+def test_gradients_of_another_type_than_their_parameter():
+    weight = nn.Parameter(torch.randn(64))
+    weight.grad_dtype = torch.bfloat16
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.01))
+    for step in range(3):
+        losses, expected = two_losses(weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        assert weight.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(weight.grad.double(), expected, rtol=2e-2, atol=2e-2)
+        assert optimizer._step.buffer.num_bytes == (2 * 64 * 2 if step else 0)
+
+
+def test_gradients_in_one_memory_are_told_apart():
+    one, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2, 2))
+    optimizer = WeightedSum(torch.optim.SGD([one, other], lr=0.1), {"a": 3.0})
+    common = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with optimizer.task("a"):
+        one.grad, other.grad = common, common.view(2, 2)
+    assert one.grad.tolist() == other.grad.flatten().tolist() == [3.0, 6.0, 9.0, 12.0]
+    assert common.tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_gradients_carry_no_graph():

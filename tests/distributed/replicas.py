@@ -7,6 +7,7 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import PCGrad, buckets
@@ -33,12 +34,27 @@ from tests.distributed.training import (
 )
 
 
-def compare_group(wrapper, plan=uneven, num_steps=4, **options):
+class ComplexModel(Model):
+    """Has complex numbers in the scale that two of the tasks share, and in an odd place."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(-1, 2, 5) * (1 - 0.5j))
+
+    def forward(self, task, batch):
+        inputs, targets, weight = batch
+        features = self.trunk(inputs)
+        scaled = torch.complex(features, features.flip(-1)) * self.scale
+        return (self.heads[task](scaled.real - scaled.imag) - targets).square().mean() * weight
+
+
+def compare_group(wrapper, plan=uneven, num_steps=4, build=Model, **options):
     me, num = dist.get_rank(), dist.get_world_size()
-    model = Model()
+    model = build()
     optimizer = wrapper(base=sgd(model), process_group=dist.group.WORLD)
     watched(optimizer, model)
-    joined = Joined(wrapper, plan)
+    joined = Joined(wrapper, plan, model=build())
+    kept = []  # gradients, and what they were
     for step in range(num_steps):
         joined.step(step, regularise=step > 1)
         train_step(
@@ -48,7 +64,47 @@ def compare_group(wrapper, plan=uneven, num_steps=4, **options):
             regulariser=0.01 * (1 + me) if step > 1 else None,
         )
         assert_same(model, optimizer, joined, **options)
+        kept += [(p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None]
+        assert all(torch.equal(grad, was) for grad, was in kept)
     assert_equal_everywhere(model, optimizer)
+
+
+@check
+def complex_numbers_are_averaged_like_pairs():
+    for name in ("pcgrad", "mean-all", "tensor", "every", "wide"):
+        compare_group(WRAPPERS[name], build=ComplexModel)
+
+
+@check
+def complex_numbers_that_are_not_finite_skip_their_task_everywhere():
+    me, num = dist.get_rank(), dist.get_world_size()
+    for every in (1, 2):
+        wrapper = functools.partial(
+            PCGrad, tasks=TASKS, every=every, on_nonfinite="skip_task", scope="all"
+        )
+        model = ComplexModel()
+        optimizer = watched(wrapper(base=sgd(model), process_group=dist.group.WORLD), model)
+        joined = Joined(functools.partial(wrapper), even, model=ComplexModel())
+        for step in range(4):
+            joined.step(step, without="b" if step == 1 else None)
+            batches = own_batches(step, even, me, num)
+            if step == 1 and me == 0:
+                model.scale.register_hook(spoilt_once())
+                batches = {task: batches[task] for task in ("b", "a", "c")}
+            train_step(model, optimizer, batches)
+            if step != 1:
+                assert_same(model, optimizer, joined)
+
+
+def spoilt_once():
+    """A hook that spoils the imaginary part of the first gradient it sees."""
+    seen = []
+
+    def hook(grad):
+        seen.append(None)
+        return grad if len(seen) > 1 else grad + complex(0, float("inf"))
+
+    return hook
 
 
 @check
