@@ -15,13 +15,8 @@ from gradsurgery.shards import local, placed_as, whole
 Grads = dict[Tensor, Tensor]  # by parameter
 
 
-def take(parameters: Iterable[Tensor], only_read: Container[Tensor] = ()) -> Grads:
-    """Removes ``.grad`` from every parameter that has one, for us to write to: a gradient that
-    somebody holds, or that shares its memory with another tensor, is copied.
-
-    Args:
-        parameters: all that may have one.
-        only_read: those whose gradients nobody is going to write to.
+def take(parameters: Iterable[Tensor]) -> Grads:
+    """Removes ``.grad`` from every parameter that has one.
 
     Example:
         >>> parameter = torch.ones(2, requires_grad=True)
@@ -33,26 +28,33 @@ def take(parameters: Iterable[Tensor], only_read: Container[Tensor] = ()) -> Gra
     for parameter in parameters:
         grad = parameter.grad
         if grad is not None:
+            taken[parameter] = placed_as(parameter, grad)
             parameter.grad = None
-            grad = placed_as(parameter, grad)
-            if parameter not in only_read and _can_be_ours(grad):
-                # A tensor of our own: the other goes away here, unless somebody holds it.
-                part = local(grad).detach()
-                del grad
-                if is_held(storage_of(part)):
-                    part = part.clone()
-                grad = whole(parameter, part)
-            taken[parameter] = grad
+    return taken
+
+
+def take_over(parameters: Iterable[Tensor], only_read: Container[Tensor] = ()) -> Grads:
+    """Like :func:`take`, for us to write to: a gradient that somebody holds, or that shares its
+    memory with another tensor, is copied.
+
+    Args:
+        parameters: all that may have one.
+        only_read: those whose gradients nobody is going to write to.
+    """
+    taken = take(parameters)
+    for parameter in [p for p in taken if p not in only_read and _can_be_ours(taken[p])]:
+        # A tensor that we alone have: the other goes away here, unless somebody holds it.
+        taken[parameter] = part = local(taken[parameter]).detach()
+        taken[parameter] = whole(parameter, part.clone() if is_held(storage_of(part)) else part)
     return taken
 
 
 def hide(parameters: Iterable[Tensor], buffer: GradientBuffer) -> Grads:
-    """Like :func:`take`, but leaves gradients as they are, except that those which share memory
-    with our rows or with DDP's buckets, which will be overwritten, are copied."""
-    everything = list(parameters)
+    """Like :func:`take`, but copies gradients that share memory with our rows or with DDP's
+    buckets, which will be overwritten."""
     return {
         parameter: grad if is_whole(grad) and not buffer.holds(grad) else grad.clone()
-        for parameter, grad in take(everything, only_read=set(everything)).items()
+        for parameter, grad in take(parameters).items()
     }
 
 

@@ -88,7 +88,7 @@ class TaskBlocks(Facade):
             else:
                 with attached.hidden(list(self._parameters()), step.buffer) as outside:
                     yield
-                    grads = attached.take(self._parameters(), self._only_read())
+                    grads = attached.take_over(self._parameters(), self._only_read())
                     self._keep(name, grads, outside)
         finally:
             step.is_open = False

@@ -95,7 +95,9 @@ class GradientBuffer:
             rows.reserve(slot + 1)
         targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
         for parameter, given in grads:
-            grad = real(local(given))
+            grad = local(given)
+            if grad.is_complex():
+                grad = real(grad)
             slots = self._touched.setdefault(parameter, set())
             again = slot in slots
             slots.add(slot)
@@ -255,7 +257,7 @@ class GradientBuffer:
         loose = self._loose.get(parameter)
         if loose is not None and slot in loose:
             grad = loose[slot]
-        elif parameter in self._copied:
+        elif self._copied and parameter in self._copied:
             grad = self._home[parameter].view(parameter, slot).clone()
         else:
             grad = self._home[parameter].lend(parameter, slot)
@@ -329,6 +331,9 @@ class GradientBuffer:
             ValueError: the type has changed since an earlier backward of the step.
         """
         if self.dtype is not None or not self._row_sets:
+            return
+        types = {grad.dtype for _, grad in grads}
+        if len(types) == 1 and all(rows.dtype in types for rows in self._row_sets):
             return
         narrow: dict[Tensor, torch.dtype] = {}
         for parameter, grad in grads:

@@ -58,8 +58,9 @@ def as_grad(parameter: Tensor, numbers: Tensor, dtype: torch.dtype | None = None
     dtype = grad_dtype(parameter) or dtype or numbers.dtype
     if parameter.is_complex():
         numbers = torch.view_as_complex(numbers.to(dtype.to_real())).detach()
-    part = numbers.to(local(parameter).device, dtype)
-    return whole(parameter, part)
+    if numbers.dtype != dtype or numbers.device != parameter.device:
+        numbers = numbers.to(local(parameter).device, dtype)
+    return whole(parameter, numbers)
 
 
 def strides_of(parameter: Tensor) -> tuple[int, ...]:

@@ -348,7 +348,7 @@ class MultiTaskOptimizer(TaskBlocks):
             self._guard.act(agreed.failed)
             step.failed.clear()
             drop_tasks(agreed.failed_tasks, step.buffer)
-        outside = attached.take(present)
+        outside = attached.take_over(present)
         with_outside, tasks_of = set(agreed.outside), agreed.tasks_of
         if step.handling == "held":
             self._release(outside)
