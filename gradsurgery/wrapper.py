@@ -17,7 +17,7 @@ from gradsurgery.buffer import GradientBuffer, picked
 from gradsurgery.distributed import AveragedBuffer
 from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
-from gradsurgery.nonfinite import OnNonfinite, drop_tasks
+from gradsurgery.nonfinite import OnNonfinite, drop_tasks, drop_unless
 from gradsurgery.replicas import Replicas
 from gradsurgery.rows import Units
 from gradsurgery.shards import is_spread
@@ -382,9 +382,13 @@ class MultiTaskOptimizer(TaskBlocks):
     ) -> None:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         of_tasks = [task for task, _ in by_task]
-        found = FeatureGradients([loss for _, loss in by_task], features, retain_graph)
+        drops = self.on_nonfinite == "skip_task"
+        found = FeatureGradients([loss for _, loss in by_task], features, retain_graph, copy=drops)
+        names = [self._tasks.names[task] for task in of_tasks]
         with torch.no_grad():
             for place, task in enumerate(of_tasks):
+                if self._guard.looks:
+                    attached.check_dense(names[place], found.heads[place])
                 self._look(task, found.of(place))
             chosen = self._kernels(features)
             gram = chosen.gram_matrix(found.grads)
@@ -394,16 +398,16 @@ class MultiTaskOptimizer(TaskBlocks):
                 if failed is not None:
                     self._guard.act(failed)
                     self._step.failed.clear()
-                    found.drop(failed)
+                    for place in range(len(of_tasks)):
+                        drop_unless(~failed[place], found.of(place))
             weights, coefficients = self._weigh(gram[None], of_tasks)
-            names = [self._tasks.names[task] for task in of_tasks]
-            self.diagnostics.record(
-                names, of_tasks, self._tasks.names, gram[None], weights, coefficients
-            )
-            self.diagnostics.record_groups((), None)
             mixed = weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
             update = chosen.combine(mixed, found.grads, found.grads[0])
         found.back_propagate(update, retain_graph)
+        self.diagnostics.record(
+            names, of_tasks, self._tasks.names, gram[None], weights, coefficients
+        )
+        self.diagnostics.record_groups((), None)
 
     def _check_features_everywhere(self, losses: Mapping[Hashable, Tensor]) -> None:
         if any(is_spread(parameter) for parameter in self._parameters()):
