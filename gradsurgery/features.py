@@ -92,8 +92,9 @@ class FeatureGradients:
         for of_leaves in self.heads:
             pairs += of_leaves.items()
         # All in one pass, so that autograd's own rules hold for each leaf: memory, hooks.
-        if pairs:
-            torch.autograd.backward(*zip(*pairs, strict=True), retain_graph=retain_graph)
+        torch.autograd.backward(
+            [tensor for tensor, _ in pairs], [grad for _, grad in pairs], retain_graph=retain_graph
+        )
 
 
 def check_features(features: Sequence[Tensor]) -> None:
@@ -135,8 +136,8 @@ def _check(walks: Iterable[tuple[Collection[Any], Collection[Edge]]]) -> None:
         type(node).__name__ == "CheckpointFunctionBackward" for nodes, _ in walks for node in nodes
     ):
         raise ValueError(
-            "features: must not be followed by checkpoint(use_reentrant=True), which hides "
-            "parameters from the graph; checkpoint with use_reentrant=False, or use backward()"
+            "features: must not meet checkpoint(use_reentrant=True) on the way from a loss or on a "
+            "path around them, because it hides parameters; use_reentrant=False, or use backward()"
         )
 
 
@@ -175,9 +176,10 @@ def _stop(number: int, grads: Sequence[Tensor | None]) -> tuple[Tensor | None, .
 
 def _edge(tensor: Tensor) -> Edge:
     """Where gradients of a tensor enter the graph."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
     with torch.enable_grad():
-        edge = get_gradient_edge(tensor)
-    return edge.node, edge.output_nr
+        return get_gradient_edge(tensor).node, 0
 
 
 def _walk(start: Iterable[Edge], cuts: Collection[Edge]) -> tuple[dict[Any, None], set[Edge]]:
@@ -202,8 +204,9 @@ def _is_leaf(node: Any) -> bool:
 
 
 def _flat(grad: Tensor) -> Tensor:  # [...] -> [F]
-    """A dense gradient as real numbers."""
-    grad = grad.to_dense()
+    """A gradient as real numbers."""
+    if grad.layout != torch.strided:  # that of an embedding's rows
+        grad = grad.to_dense()
     return (torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad).flatten()
 
 

@@ -129,15 +129,27 @@ class MultiTaskOptimizer(TaskBlocks):
         examples, :meth:`backward` costs no more than the loss sum. What lies beyond the features,
         such as heads, keeps its plain gradient.
 
+        The features are a cut through the graph, and the first of them on a path from a loss is
+        the one whose gradient the path counts for; they may be made of one another, like feature
+        maps of several scales. A path that meets none, such as a skip connection, tied weights or a
+        penalty on the trunk, gives its plain gradient; where it ends in the trunk, each loss goes
+        back along it by itself. With weights of one every parameter gets the loss sum's gradient.
+
+        Hooks of features and parameters, and gradients retained on features, get the total once;
+        hooks elsewhere may see it in parts, as in :meth:`backward`.
+
         Args:
             losses: as in :meth:`backward`, without a generator.
-            features: the shared representation, or several tensors that make it up.
+            features: the shared representation, or several tensors that make it up, on one device;
+                a complex number counts as two. One that no loss depends on gets nothing.
             retain_graph: keep the graph; by default it is freed.
 
         Raises:
             TypeError: a loss or a feature is not a tensor.
-            ValueError: as :meth:`backward`; or a feature needs no gradient, a task is missing
-                where there is a process group, or parameters are sharded.
+            ValueError: as :meth:`backward`; or a feature needs no gradient or is not dense, they
+                are on several devices, no loss depends on any of them, a reentrant checkpoint
+                follows, a task is missing where there is a process group, or parameters are
+                sharded.
 
         Example:
             >>> trunk, heads = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
