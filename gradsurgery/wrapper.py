@@ -17,7 +17,7 @@ from gradsurgery.buffer import GradientBuffer, picked
 from gradsurgery.distributed import AveragedBuffer
 from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
-from gradsurgery.nonfinite import OnNonfinite, drop_tasks
+from gradsurgery.nonfinite import OnNonfinite, drop_tasks, drop_unless
 from gradsurgery.replicas import Replicas
 from gradsurgery.rows import Units
 from gradsurgery.shards import is_spread
@@ -129,15 +129,27 @@ class MultiTaskOptimizer(TaskBlocks):
         examples, :meth:`backward` costs no more than the loss sum. What lies beyond the features,
         such as heads, keeps its plain gradient.
 
+        The features are a cut through the graph, and the first of them on a path from a loss is
+        the one whose gradient the path counts for; they may be made of one another, like feature
+        maps of several scales. A path that meets none, such as a skip connection, tied weights or a
+        penalty on the trunk, gives its plain gradient; where it ends in the trunk, each loss goes
+        back along it by itself. With weights of one every parameter gets the loss sum's gradient.
+
+        Hooks of features and parameters, and gradients retained on features, get the total once;
+        hooks elsewhere may see it in parts, as in :meth:`backward`.
+
         Args:
             losses: as in :meth:`backward`, without a generator.
-            features: the shared representation, or several tensors that make it up.
+            features: the shared representation, or several tensors that make it up, on one device;
+                a complex number counts as two. One that no loss depends on gets nothing.
             retain_graph: keep the graph; by default it is freed.
 
         Raises:
             TypeError: a loss or a feature is not a tensor.
-            ValueError: as :meth:`backward`; or a feature needs no gradient, a task is missing
-                where there is a process group, or parameters are sharded.
+            ValueError: as :meth:`backward`; or a feature needs no gradient or is not dense, they
+                are on several devices, no loss depends on any of them, a reentrant checkpoint
+                follows, a task is missing where there is a process group, or parameters are
+                sharded.
 
         Example:
             >>> trunk, heads = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
@@ -382,9 +394,13 @@ class MultiTaskOptimizer(TaskBlocks):
     ) -> None:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         of_tasks = [task for task, _ in by_task]
-        found = FeatureGradients([loss for _, loss in by_task], features, retain_graph)
+        drops = self.on_nonfinite == "skip_task"
+        found = FeatureGradients([loss for _, loss in by_task], features, retain_graph, copy=drops)
+        names = [self._tasks.names[task] for task in of_tasks]
         with torch.no_grad():
             for place, task in enumerate(of_tasks):
+                if self._guard.looks:
+                    attached.check_dense(names[place], found.heads[place])
                 self._look(task, found.of(place))
             chosen = self._kernels(features)
             gram = chosen.gram_matrix(found.grads)
@@ -394,16 +410,16 @@ class MultiTaskOptimizer(TaskBlocks):
                 if failed is not None:
                     self._guard.act(failed)
                     self._step.failed.clear()
-                    found.drop(failed)
+                    for place in range(len(of_tasks)):
+                        drop_unless(~failed[place], found.of(place))
             weights, coefficients = self._weigh(gram[None], of_tasks)
-            names = [self._tasks.names[task] for task in of_tasks]
-            self.diagnostics.record(
-                names, of_tasks, self._tasks.names, gram[None], weights, coefficients
-            )
-            self.diagnostics.record_groups((), None)
             mixed = weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
             update = chosen.combine(mixed, found.grads, found.grads[0])
         found.back_propagate(update, retain_graph)
+        self.diagnostics.record(
+            names, of_tasks, self._tasks.names, gram[None], weights, coefficients
+        )
+        self.diagnostics.record_groups((), None)
 
     def _check_features_everywhere(self, losses: Mapping[Hashable, Tensor]) -> None:
         if any(is_spread(parameter) for parameter in self._parameters()):
