@@ -35,7 +35,7 @@ def table_of_torch():
     from torch.testing._internal.common_optimizers import optim_db
 
     # Its import forbids every later test to set torch's flags.
-    setattr(torch.backends, "__allow_nonbracketed_mutation_flag", not frozen)  # noqa: B010
+    setattr(torch.backends, "__allow_nonbracketed_mutation_flag", not frozen)
     entries = {}
     for info in optim_db:
         for given in info.optim_inputs_func(device="cpu"):
