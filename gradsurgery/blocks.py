@@ -80,7 +80,7 @@ class TaskBlocks(Facade):
         step = self._step
         self._tasks.check(name)
         step.check_closed("task()")
-        step.handling = step.handling or self._handling_to_begin()
+        step.begin(step.handling or self._handling_to_begin())
         step.is_open = True
         try:
             if step.handling == "plain":
@@ -226,7 +226,7 @@ class TaskBlocks(Facade):
         handling = self._step.handling or self._handling_to_begin()
         if handling == "plain" or (handling == "weighted" and not self._must_see_each_task()):
             # One pass through a trunk that the losses share, instead of one for each of them.
-            self._step.handling = handling
+            self._step.begin(handling)
             tasks = [self._tasks.number(name) for name in losses]
             seeds = [
                 torch.full_like(loss, self._loss_weight(task))

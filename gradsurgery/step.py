@@ -71,6 +71,7 @@ class Step:
         handling: what becomes of a task's gradient; ``None`` until the first block.
         is_open: whether a block is.
         is_averaged: whether ``.grad`` is already the mean over the processes.
+        counts: whether the step that is being taken is one for the clock.
         failed: by task, whether a gradient was not finite, ``[]`` booleans: what nobody has acted
             upon yet.
     """
@@ -79,6 +80,7 @@ class Step:
     handling: Handling | None = None
     is_open: bool = False
     is_averaged: bool = False
+    counts: bool = False
     failed: dict[int, Tensor] = field(default_factory=dict)
 
     def note(self, task: int, failed: Tensor) -> None:  # []
@@ -91,6 +93,11 @@ class Step:
         for task, failed in self.failed.items():
             flags[task] = failed.to(device)
         return flags
+
+    def begin(self, handling: Handling) -> None:
+        """Prepares for gradients of tasks; those that go to ``.grad`` are not averaged yet."""
+        self.handling = handling
+        self.is_averaged &= handling == "apart"
 
     def end(self) -> None:
         """Begins anew, with the gradients that are still kept apart."""

@@ -173,7 +173,7 @@ class MultiTaskOptimizer(TaskBlocks):
             if handling == "plain":
                 self._backward_given(given, retain_graph)
             else:
-                step.handling = handling
+                step.handling, step.is_averaged = handling, False
                 self._backward_features(given, shared, retain_graph)
 
     @torch.no_grad()
@@ -199,17 +199,25 @@ class MultiTaskOptimizer(TaskBlocks):
             finally:
                 mean.clear()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
         """Performs surgery on what is still kept apart, then the base optimizer's step.
+
+        Without any gradient nothing happens, as with every optimizer of torch. A step counts, for
+        ``every``, ``start_step`` and the random orders, if a task block or :meth:`backward`
+        belonged to it.
 
         Args:
             closure: computes the gradients (with task blocks or :meth:`backward`) and returns the
-                loss, for optimizers that evaluate it more than once.
+                loss, for optimizers that evaluate it themselves, once or more often. Gradients made
+                before are combined first, where such an optimizer expects them.
+            options: what else the base optimizer's ``step`` takes.
 
         Raises:
-            ValueError: without a closure, when no parameter has a gradient.
+            ValueError: inside a task block, or with a closure where ``on_nonfinite`` is
+                ``"skip_step"``.
         """
-        self._step.check_closed("step()")
+        step = self._step
+        step.check_closed("step()")
         if self.on_nonfinite == "skip_step":
             if closure is not None:
                 raise ValueError(
@@ -220,26 +228,26 @@ class MultiTaskOptimizer(TaskBlocks):
                 self.zero_grad()
                 self.diagnostics.num_skipped_steps += 1
                 return None
-        if closure is None:
-            self.surgery()
-            if all(parameter.grad is None for parameter in self._parameters()):
-                raise ValueError(
-                    "step(): no parameter has a gradient; call backward() inside "
-                    "`with optimizer.task(name):` first"
-                )
-            result = self.base.step()
-        else:
-            evaluate = closure
-
-            def closure_with_surgery() -> Any:
-                loss = evaluate()
-                self.surgery()
-                return loss
-
-            result = self.base.step(closure_with_surgery)
-        self._clock.tick()
-        self._step.end()
+        self.surgery()
+        step.counts = step.handling is not None
+        result = self._step_base(closure, self._with_surgery, **options)
+        if step.counts:
+            self._clock.tick()
+        step.end()
         return result
+
+    def _with_surgery(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure after which ``.grad`` holds the combined gradient."""
+
+        def evaluate() -> Any:
+            # The base optimizer may have replaced what was averaged over processes.
+            self._step.is_averaged = False
+            loss = closure()
+            self.surgery()
+            self._step.counts |= self._step.handling is not None
+            return loss
+
+        return evaluate
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
         """Lets the diagnostics tell conflicts in groups of parameters apart, such as layers.
@@ -352,17 +360,19 @@ class MultiTaskOptimizer(TaskBlocks):
         shapes = [(tuple(p.shape), p.dtype) for p in parameters]
         replicas.check_alike((self._tasks.names, options, shapes))
         # A process without a block in this step has not yet asked.
-        step.handling = step.handling or self._handling_to_begin()
+        handling = step.handling or self._handling_to_begin()
         present = [] if step.is_averaged else [p for p in parameters if p.grad is not None]
         flags = self._flags() if self._guard.asks else None
-        agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags)
+        begun = step.handling is not None
+        agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags, begun)
+        step.handling = handling if agreed.begun else None
         if flags is not None:
             self._guard.act(agreed.failed)
             step.failed.clear()
             drop_tasks(agreed.failed_tasks, step.buffer)
         outside = attached.take_over(present)
         with_outside, tasks_of = set(agreed.outside), agreed.tasks_of
-        if step.handling == "held":
+        if handling == "held":
             self._release(outside)
             with_outside.update(parameter for parameter, by in tasks_of.items() if by)
             tasks_of = tasks_of if self._watches() else {}

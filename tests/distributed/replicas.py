@@ -7,7 +7,9 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from pytorch_optimizer import SAM
 from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import PCGrad, buckets
@@ -281,3 +283,58 @@ def a_checkpoint_of_one_process_loads_on_all_and_on_one():
     for step in range(3, 7):
         alone.step(step)
     assert_same(model, optimizer, alone)
+
+
+def scaled_losses(parameter, scales):
+    return {task: (scales[task] * parameter.square()).sum() for task in TASKS}
+
+
+@check
+def a_step_with_a_closure_or_in_parts_is_averaged_throughout():
+    """Losses of other scales on every process, against one process with the scales' mean."""
+    me, num = dist.get_rank(), dist.get_world_size()
+    scales = [
+        {task: torch.randn(5, dtype=torch.float64, generator=seeded(3 * process + place))
+         for place, task in enumerate(TASKS)}
+        for process in range(num)
+    ]  # fmt: skip
+    mean = {task: sum(of[task] for of in scales) / num for task in TASKS}
+    for name, wrapper in methods().items():
+        found = []
+        for own, group in ((scales[me], dist.group.WORLD), (mean, None)):
+            parameter = torch.nn.Parameter(torch.linspace(0.5, 1.5, 5, dtype=torch.float64))
+            base = SAM([parameter], base_optimizer=torch.optim.SGD, lr=0.05)
+            optimizer = wrapper(base=base, process_group=group)
+
+            def gather(own=own, optimizer=optimizer, parameter=parameter):
+                for task, loss in scaled_losses(parameter, own).items():
+                    with optimizer.task(task):
+                        loss.backward()
+
+            for _ in range(4):
+                optimizer.zero_grad()
+                gather()
+                optimizer.surgery()
+                gather()
+                optimizer.step(gather)
+            found.append(parameter.detach())
+        torch.testing.assert_close(*found, msg=name)
+
+
+@check
+def the_state_that_torch_asks_for_counts_no_step():
+    for name, wrapper in methods().items():
+        model = Model()
+        optimizer = wrapper(base=sgd(model), process_group=dist.group.WORLD)
+        get_optimizer_state_dict(model, optimizer)
+        optimizer.step()  # without any gradient, on any process
+        assert optimizer.state_dict()["gradsurgery"]["num_steps"] == 0, name
+        batches = own_batches(0, even, dist.get_rank(), dist.get_world_size())
+        optimizer.zero_grad()
+        blocks(model, optimizer, batches if dist.get_rank() == 0 else {})
+        optimizer.step()
+        assert optimizer.state_dict()["gradsurgery"]["num_steps"] == 1, name
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)
