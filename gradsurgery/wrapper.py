@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import attached, kernels
-from gradsurgery.arguments import check_choice, check_integer
+from gradsurgery.arguments import Shared, check_choice, check_integer
 from gradsurgery.blocks import TaskBlocks
 from gradsurgery.buffer import GradientBuffer, picked
 from gradsurgery.distributed import AveragedBuffer
 from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
+from gradsurgery.losses import GivenLosses
 from gradsurgery.nonfinite import OnNonfinite, drop_tasks
 from gradsurgery.replicas import Replicas
 from gradsurgery.rows import Units
@@ -46,6 +47,10 @@ class MultiTaskOptimizer(TaskBlocks):
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
             weights, task-specific ones included, as older implementations do.
+        shared: the parameters, or modules of them, that may count as shared; every other parameter
+            keeps its plain gradient, whichever tasks reach it. By default all may. Declare them
+            where the graph cannot tell: where autograd sends zeros to another task's head, as it
+            does from a block's loss of one column of outputs that were concatenated.
         granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
             ``base``, or each ``"tensor"``.
         seed: of the random choices, where the weighting makes any.
@@ -87,6 +92,7 @@ class MultiTaskOptimizer(TaskBlocks):
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         granularity: Granularity = "model",
         seed: int = 0,
         on_nonfinite: OnNonfinite = "propagate",
@@ -94,13 +100,15 @@ class MultiTaskOptimizer(TaskBlocks):
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(base, tasks, on_nonfinite, buffer_dtype, process_group)
+        super().__init__(base, tasks, shared, on_nonfinite, buffer_dtype, process_group)
         if not callable(weighting):
             raise TypeError(
                 f"weighting: must be a callable gram -> weights, got {type(weighting).__name__}"
             )
         check_choice("reduction", reduction, ("sum", "mean"))
         check_choice("scope", scope, ("shared", "all"))
+        if shared is not None and scope == "all":
+            raise ValueError('shared: must be left out where scope="all"; choose one of the two')
         check_choice("granularity", granularity, ("model", "group", "tensor"))
         check_integer("seed", seed)
         kernels.choose(fused)
@@ -116,7 +124,7 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def feature_backward(
         self,
-        losses: Sequence[Tensor] | Mapping[Any, Tensor],
+        losses: GivenLosses,
         features: Tensor | Sequence[Tensor],
         retain_graph: bool = False,
     ) -> None:
@@ -215,7 +223,8 @@ class MultiTaskOptimizer(TaskBlocks):
                     "step(): no parameter has a gradient; call backward() inside "
                     "`with optimizer.task(name):` first"
                 )
-            result = self.base.step()
+            with self._step.second_order_explained(self.base, even_without_graph=True):
+                result = self.base.step()
         else:
             evaluate = closure
 
@@ -224,7 +233,8 @@ class MultiTaskOptimizer(TaskBlocks):
                 self.surgery()
                 return loss
 
-            result = self.base.step(closure_with_surgery)
+            with self._step.second_order_explained(self.base, even_without_graph=False):
+                result = self.base.step(closure_with_surgery)
         self._clock.tick()
         self._step.end()
         return result
@@ -312,7 +322,8 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _operate(self, buffer: GradientBuffer) -> None:
         """Surgery on what a buffer keeps, which then is empty."""
-        if not buffer.slots:
+        if not buffer.touched():
+            buffer.clear()
             return
         of_tasks = sorted(buffer.slots)
         chosen = self._kernels(buffer.touched())
@@ -336,19 +347,22 @@ class MultiTaskOptimizer(TaskBlocks):
     def _average(self, replicas: Replicas) -> AveragedBuffer:
         """The mean over the replicas of what each keeps; that of ``.grad`` comes into its place."""
         step, parameters = self._step, list(self._parameters())
-        options = self.seed, self.reduction, self.scope, self.granularity, self._clock.num_steps
+        options = (
+            *(self.seed, self.reduction, self.scope, self.granularity, self._clock.num_steps),
+            self.shared and [place for place, p in enumerate(parameters) if p in self.shared],
+        )
         shapes = [(tuple(p.shape), p.dtype) for p in parameters]
         replicas.check_alike((self._tasks.names, options, shapes))
         # A process without a block in this step has not yet asked.
         step.handling = step.handling or self._handling_to_begin()
-        present = [] if step.is_averaged else [p for p in parameters if p.grad is not None]
+        present = [p for p in parameters if p.grad is not None and p not in step.averaged]
         flags = self._flags() if self._guard.asks else None
         agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags)
         if flags is not None:
             self._guard.act(agreed.failed)
             step.failed.clear()
             drop_tasks(agreed.failed_tasks, step.buffer)
-        outside = attached.take(present)
+        outside = attached.take(agreed.outside)
         with_outside, tasks_of = set(agreed.outside), agreed.tasks_of
         if step.handling == "held":
             self._release(outside)
@@ -362,7 +376,7 @@ class MultiTaskOptimizer(TaskBlocks):
             replicas.group,
         )
         attached.add(mean.outside)
-        step.is_averaged = True
+        step.averaged.update(parameters)
         return mean
 
     def _units(self, buffer: GradientBuffer) -> Units:
