@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from numbers import Integral
 
 import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+Shared = Tensor | nn.Module | Iterable[Tensor | nn.Module]
 
 
 def check_integer(argument: str, found: object, at_least: int | None = None) -> None:
@@ -42,3 +46,40 @@ def check_floating(argument: str, found: object) -> None:
         raise TypeError(f"{argument}: must be a torch.dtype, got {type(found).__name__}")
     if not found.is_floating_point:
         raise ValueError(f"{argument}: must be a floating type, got {found}")
+
+
+def parameters_in(argument: str, found: object, base: Optimizer) -> frozenset[Tensor]:
+    """Collects parameters and those of modules.
+
+    Parameters that need no gradient may be none of the optimizer's: they may become so.
+
+    Raises:
+        TypeError, ValueError: with the argument's name.
+    """
+    known = {parameter for group in base.param_groups for parameter in group["params"]}
+    collected: list[Tensor] = []
+    for part in [found] if isinstance(found, (Tensor, nn.Module)) else _each(argument, found):
+        if not isinstance(part, (Tensor, nn.Module)):
+            raise TypeError(
+                f"{argument}: must be parameters or modules, got {type(part).__name__}; "
+                "give it model.trunk or model.trunk.parameters()"
+            )
+        collected += part.parameters() if isinstance(part, nn.Module) else [part]
+    for parameter in collected:
+        if parameter.requires_grad and parameter not in known:
+            raise ValueError(
+                f"{argument}: must be parameters of base, found one of shape "
+                f"{tuple(parameter.shape)} that it has not; give base the parameters first"
+            )
+    if not collected:
+        raise ValueError(f"{argument}: must hold at least one parameter, got none")
+    return frozenset(collected)
+
+
+def _each(argument: str, found: object) -> Iterable[object]:
+    if isinstance(found, Iterable) and not isinstance(found, str):
+        return found
+    raise TypeError(
+        f"{argument}: must be parameters or modules, got {type(found).__name__}; "
+        "give it model.trunk or model.trunk.parameters()"
+    )

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import kernels
-from gradsurgery.arguments import check_integer
+from gradsurgery.arguments import Shared, check_integer
 from gradsurgery.buffer import GradientBuffer
 from gradsurgery.last_weights import LastWeights
 from gradsurgery.nonfinite import OnNonfinite
@@ -37,7 +37,7 @@ class LossSum(MultiTaskOptimizer):
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         monitor: gather the diagnostics of conflicts, for the memory and passes of surgery, without
             changing the update.
-        scope, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
+        scope, shared, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
         on_nonfinite, process_group: as in :class:`MultiTaskOptimizer`.
 
     Raises:
@@ -58,6 +58,7 @@ class LossSum(MultiTaskOptimizer):
         tasks: Iterable[Hashable] | None = None,
         monitor: bool = False,
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
@@ -68,6 +69,7 @@ class LossSum(MultiTaskOptimizer):
             _ones,
             tasks=tasks,
             scope=scope,
+            shared=shared,
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
@@ -93,7 +95,8 @@ class WeightedSum(LossSum):
             ``tasks``.
         tasks: the names that :meth:`task` admits; by default those of the mapping, or the numbers
             from 0 on.
-        monitor, scope, on_nonfinite, buffer_dtype, fused, process_group: as in :class:`LossSum`;
+        monitor, scope, shared, on_nonfinite, buffer_dtype, fused, process_group: as in
+            :class:`LossSum`;
             the diagnostics are those of the tasks' own gradients, before the weights.
 
     Raises:
@@ -119,6 +122,7 @@ class WeightedSum(LossSum):
         tasks: Iterable[Hashable] | None = None,
         monitor: bool = False,
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
@@ -154,6 +158,7 @@ class WeightedSum(LossSum):
             tasks=names,
             monitor=monitor,
             scope=scope,
+            shared=shared,
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
@@ -188,6 +193,8 @@ class PCGrad(MultiTaskOptimizer):
             divided by T.
         scope: ``"shared"``, or ``"all"`` to project task-specific parameters as well, as older
             implementations do; heads then weaken the projection of the trunk.
+        shared: the parameters or modules that may count as shared, where the graph cannot tell, as
+            in :class:`MultiTaskOptimizer`; by default all.
         granularity: conflicts are found and removed over the ``"model"`` as in the paper, in each
             parameter ``"group"`` of ``base``, or in each ``"tensor"``.
         seed: of the orders, which are a function of ``(seed, step)`` alone.
@@ -225,6 +232,7 @@ class PCGrad(MultiTaskOptimizer):
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         granularity: Granularity = "model",
         seed: int = 0,
         every: int = 1,
@@ -242,6 +250,7 @@ class PCGrad(MultiTaskOptimizer):
             tasks=tasks,
             reduction=reduction,
             scope=scope,
+            shared=shared,
             granularity=granularity,
             seed=seed,
             on_nonfinite=on_nonfinite,

@@ -11,12 +11,13 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import attached, kernels
-from gradsurgery.arguments import check_choice, check_integer
+from gradsurgery.arguments import Shared, check_choice, check_integer
 from gradsurgery.blocks import TaskBlocks
 from gradsurgery.buffer import GradientBuffer, picked
 from gradsurgery.distributed import AveragedBuffer
 from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
+from gradsurgery.losses import GivenLosses
 from gradsurgery.nonfinite import OnNonfinite, drop_tasks, drop_unless
 from gradsurgery.replicas import Replicas
 from gradsurgery.rows import Units
@@ -46,6 +47,10 @@ class MultiTaskOptimizer(TaskBlocks):
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
             weights, task-specific ones included, as older implementations do.
+        shared: the parameters, or modules of them, that may count as shared; every other parameter
+            keeps its plain gradient, whichever tasks reach it. By default all may. Declare them
+            where the graph cannot tell: where autograd sends zeros to another task's head, as it
+            does from a block's loss of one column of outputs that were concatenated.
         granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
             ``base``, or each ``"tensor"``.
         seed: of the random choices, where the weighting makes any.
@@ -87,6 +92,7 @@ class MultiTaskOptimizer(TaskBlocks):
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         granularity: Granularity = "model",
         seed: int = 0,
         on_nonfinite: OnNonfinite = "propagate",
@@ -94,13 +100,15 @@ class MultiTaskOptimizer(TaskBlocks):
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(base, tasks, on_nonfinite, buffer_dtype, process_group)
+        super().__init__(base, tasks, shared, on_nonfinite, buffer_dtype, process_group)
         if not callable(weighting):
             raise TypeError(
                 f"weighting: must be a callable gram -> weights, got {type(weighting).__name__}"
             )
         check_choice("reduction", reduction, ("sum", "mean"))
         check_choice("scope", scope, ("shared", "all"))
+        if shared is not None and scope == "all":
+            raise ValueError('shared: must be left out where scope="all"; choose one of the two')
         check_choice("granularity", granularity, ("model", "group", "tensor"))
         check_integer("seed", seed)
         kernels.choose(fused)
@@ -116,7 +124,7 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def feature_backward(
         self,
-        losses: Sequence[Tensor] | Mapping[Any, Tensor],
+        losses: GivenLosses,
         features: Tensor | Sequence[Tensor],
         retain_graph: bool = False,
     ) -> None:
@@ -173,7 +181,8 @@ class MultiTaskOptimizer(TaskBlocks):
             if handling == "plain":
                 self._backward_given(given, retain_graph)
             else:
-                step.handling, step.is_averaged = handling, False
+                step.handling = handling
+                step.averaged.clear()
                 self._backward_features(given, shared, retain_graph)
 
     @torch.no_grad()
@@ -230,7 +239,8 @@ class MultiTaskOptimizer(TaskBlocks):
                 return None
         self.surgery()
         step.counts = step.handling is not None
-        result = self._step_base(closure, self._with_surgery, **options)
+        with step.second_order_explained(self.base, even_without_graph=closure is None):
+            result = self._step_base(closure, self._with_surgery, **options)
         if step.counts:
             self._clock.tick()
         step.end()
@@ -241,7 +251,7 @@ class MultiTaskOptimizer(TaskBlocks):
 
         def evaluate() -> Any:
             # The base optimizer may have replaced what was averaged over processes.
-            self._step.is_averaged = False
+            self._step.averaged.clear()
             loss = closure()
             self.surgery()
             self._step.counts |= self._step.handling is not None
@@ -332,7 +342,8 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _operate(self, buffer: GradientBuffer) -> None:
         """Surgery on what a buffer keeps, which then is empty."""
-        if not buffer.slots:
+        if not buffer.touched():
+            buffer.clear()
             return
         of_tasks = sorted(buffer.slots)
         chosen = self._kernels(buffer.touched())
@@ -356,12 +367,15 @@ class MultiTaskOptimizer(TaskBlocks):
     def _average(self, replicas: Replicas) -> AveragedBuffer:
         """The mean over the replicas of what each keeps; that of ``.grad`` comes into its place."""
         step, parameters = self._step, list(self._parameters())
-        options = self.seed, self.reduction, self.scope, self.granularity, self._clock.num_steps
+        options = (
+            *(self.seed, self.reduction, self.scope, self.granularity, self._clock.num_steps),
+            self.shared and [place for place, p in enumerate(parameters) if p in self.shared],
+        )
         shapes = [(tuple(p.shape), p.dtype) for p in parameters]
         replicas.check_alike((self._tasks.names, options, shapes))
         # A process without a block in this step has not yet asked.
         handling = step.handling or self._handling_to_begin()
-        present = [] if step.is_averaged else [p for p in parameters if p.grad is not None]
+        present = [p for p in parameters if p.grad is not None and p not in step.averaged]
         flags = self._flags() if self._guard.asks else None
         begun = step.handling is not None
         agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags, begun)
@@ -370,7 +384,7 @@ class MultiTaskOptimizer(TaskBlocks):
             self._guard.act(agreed.failed)
             step.failed.clear()
             drop_tasks(agreed.failed_tasks, step.buffer)
-        outside = attached.take_over(present)
+        outside = attached.take_over(agreed.outside)
         with_outside, tasks_of = set(agreed.outside), agreed.tasks_of
         if handling == "held":
             self._release(outside)
@@ -384,7 +398,7 @@ class MultiTaskOptimizer(TaskBlocks):
             replicas.group,
         )
         attached.add(mean.outside)
-        step.is_averaged = True
+        step.averaged.update(parameters)
         return mean
 
     def _units(self, buffer: GradientBuffer) -> Units:

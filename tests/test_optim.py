@@ -4,16 +4,19 @@ The gradients that go into a comparison come from `torch.autograd.grad` or are k
 never from the optimizer under test.
 """
 
+import copy
 import io
 import itertools
 import math
+import pickle
 import weakref
-from collections import Counter
+from collections import Counter, deque
 
 import numpy as np
 import pytest
 import torch
 from pytorch_optimizer import PCGrad as OlderPCGrad
+from pytorch_optimizer import load_optimizer
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -579,19 +582,71 @@ def test_backward_writes_the_gradient_before_it_returns_and_step_keeps_it():
             assert torch.equal(parameter, other)
 
 
-def test_pc_backward_is_backward():
-    network, twin = Network(), Network()
-    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
-    for step in range(3):
-        for model, stepper, call in (
-            (network, optimizer, optimizer.pc_backward),
-            (twin, other, other.backward),
-        ):
-            stepper.zero_grad()
-            call([model.loss(task, step) for task in TASKS])
+@pytest.mark.parametrize("clears", [False, True], ids=["never cleared", "cleared"])
+def test_pc_backward_overwrites_as_pytorch_optimizer_does(clears):
+    tasks = TASKS[:2]
+    network, twin = Network(tasks=tasks), Network(tasks=tasks)
+    for model in (network, twin):
+        model.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = PCGrad(sgd(network, momentum=0.9), scope="all", reduction="mean")
+    older = OlderPCGrad(sgd(twin, momentum=0.9), reduction="mean")
+    for step in range(4):
+        for model, stepper in ((network, optimizer), (twin, older)):
+            if clears:
+                stepper.zero_grad()
+            elif step == 1:
+                # Whatever was there before, of the trainer or of a block, is gone.
+                model.unused.sum().backward()
+            stepper.pc_backward([model.loss(task, step) for task in tasks])
             stepper.step()
-        for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
-            assert torch.equal(parameter, mirrored)
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(parameter, other, rtol=1e-9, atol=1e-12)
+        assert network.unused.grad is None
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+def test_pc_backward_replaces_what_blocks_kept_apart(optimize):
+    network, twin = Network(), Network()
+    optimizer, fresh = OPTIMIZERS[optimize](network), OPTIMIZERS[optimize](twin)
+    for step in range(3):
+        with optimizer.task(0):
+            (1e3 * network.loss("b", 77)).backward()
+        optimizer.pc_backward([network.loss(task, step) for task in TASKS])
+        fresh.zero_grad()
+        fresh.backward([twin.loss(task, step) for task in TASKS])
+        for stepper in (optimizer, fresh):
+            stepper.step()
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("fails", ["in a loss", "in surgery"])
+def test_pc_backward_that_fails_leaves_every_gradient(fails):
+    network, twin = Network(), Network()
+    weights = []
+
+    def weighting(gram):
+        return torch.ones(len(gram) + (len(weights) == 1), dtype=gram.dtype)
+
+    optimizer, other = (MultiTaskOptimizer(sgd(each), weighting) for each in (network, twin))
+    for model, stepper in ((network, optimizer), (twin, other)):
+        model.trunk[0].weight.square().sum().backward()
+        with stepper.task(0):
+            model.loss("a", 3).backward()
+    weights.append(None)
+    losses = [network.loss(task, 4) for task in TASKS]
+    if fails == "in a loss":
+        losses[2] = losses[2].detach()
+    with pytest.raises(ValueError, match=r"losses|weighting"):
+        optimizer.pc_backward(losses)
+    weights.append(None)
+    for model, stepper in ((network, optimizer), (twin, other)):
+        assert stepper.tasks == (0,)
+        stepper.backward({1: model.loss("b", 5)})
+        stepper.step()
+    for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter, mirrored)
 
 
 def test_a_second_backward_adds_to_the_first():
@@ -661,6 +716,412 @@ def test_a_generator_keeps_one_graph_alive_at_a_time(optimize):
     kept = loss("a", 0)
     assert graphs["a"]
     assert kept.requires_grad
+
+
+# Losses that were one tensor, and parameters that are declared shared
+
+
+def assigned(losses):
+    """As LibMTL gathers its losses."""
+    gathered = losses[0].new_zeros(len(losses))
+    for place, loss in enumerate(losses):
+        gathered[place] = loss
+    return gathered
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+STACKED = {  # the losses to give, and the same ones computed apart
+    "tensor": (torch.stack, list),
+    "unbind": (lambda losses: torch.stack(losses).unbind(), list),
+    "list": (lambda losses: list(torch.stack(losses)), list),
+    "index": (lambda losses: [torch.stack(losses)[i] for i in range(3)], list),
+    "index tensor": (lambda losses: torch.stack(losses)[torch.arange(3)], list),
+    "slices": (lambda losses: [torch.stack(losses)[i : i + 1] for i in range(3)], list),
+    "split": (lambda losses: torch.stack(losses).split(1), list),
+    "flip": (lambda losses: torch.stack(losses).flip(0), lambda losses: losses[::-1]),
+    "reshape": (lambda losses: torch.stack(losses).view(1, 3).T.squeeze(1), list),
+    "cat": (lambda losses: torch.cat([loss.view(1) for loss in losses]), list),
+    "hstack": (lambda losses: torch.hstack(losses).unbind(), list),
+    "nested": (
+        lambda losses: torch.stack([*torch.stack(losses[:2]).unbind(), losses[2]]).unbind(),
+        list,
+    ),
+    "assigned": (lambda losses: assigned(losses).unbind(), list),
+    "weighted": (
+        lambda losses: (WEIGHTS * torch.stack(losses)).unbind(),
+        lambda losses: [weight * loss for weight, loss in zip(WEIGHTS, losses, strict=True)],
+    ),
+    "logarithm": (
+        lambda losses: (torch.stack(losses) + 1).log().square() / 2,
+        lambda losses: [(loss + 1).log().square() / 2 for loss in losses],
+    ),
+    "mixed": (
+        lambda losses: (lambda s: [s[0] + s[1], 2 * s[1], s[2]])(torch.stack(losses)),
+        lambda losses: [losses[0] + losses[1], 2 * losses[1], losses[2]],
+    ),
+}
+
+
+def assert_equal_grads(network, twin, tolerance=1e-12):
+    for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        if other.grad is not None:
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+@pytest.mark.parametrize("form", STACKED)
+def test_stacked_losses_are_the_losses_apart(optimize, form):
+    network, twin = Network(), Network()
+    optimizer, other = OPTIMIZERS[optimize](network), OPTIMIZERS[optimize](twin)
+    together, apart = STACKED[form]
+    for step in range(3):
+        for model, stepper, arrange in ((network, optimizer, together), (twin, other, apart)):
+            # One forward for all tasks: a trunk's graph is shared as well.
+            hidden = model.trunk(model.inputs("b", step))
+            losses = [
+                (model.heads[task](hidden) - target).square().mean()
+                for task, target in zip(TASKS, (3, -2, 0.5), strict=True)
+            ]
+            stepper.zero_grad()
+            stepper.backward(arrange(losses))
+        assert_equal_grads(network, twin)
+        optimizer.step()
+        other.step()
+
+
+@pytest.mark.parametrize("retain_graph", [None, True])
+@pytest.mark.parametrize("form", ["unbind", "weighted"])
+def test_stacked_losses_free_their_graph_as_those_apart_do(form, retain_graph):
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    together, apart = STACKED[form]
+    given = together([network.loss(task, 0) for task in TASKS])
+    optimizer.backward(given, retain_graph=retain_graph)
+    if retain_graph is None:
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            optimizer.backward(given)
+    else:
+        optimizer.zero_grad()
+        optimizer.backward(given)
+        other.backward(apart([twin.loss(task, 0) for task in TASKS]))
+        assert_equal_grads(network, twin)
+
+
+CONCATENATED = {  # losses of outputs [B, T] that were put together from heads [B, 1]
+    "columns": lambda outputs, targets: [
+        (outputs[:, place] - targets[place]).square().mean() for place in range(3)
+    ],
+    "mean of each column": lambda outputs, targets: (outputs - targets).square().mean(0),
+    "torch's loss": lambda outputs, targets: nn.functional.mse_loss(
+        outputs, targets.expand_as(outputs), reduction="none"
+    ).mean(0),
+}
+
+
+@pytest.mark.parametrize("form", CONCATENATED)
+@pytest.mark.parametrize("join", [lambda o: torch.cat(o, 1), lambda o: torch.stack(o, 1)[..., 0]])
+def test_columns_of_concatenated_heads_are_the_heads_apart(form, join):
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    targets = torch.tensor([3.0, -2.0, 0.5], dtype=torch.float64)
+    outputs = [network.heads[task](network.trunk(network.inputs("a", 0))) for task in TASKS]
+    optimizer.backward(CONCATENATED[form](join(outputs), targets))
+    hidden = twin.trunk(twin.inputs("a", 0))
+    other.backward(
+        [
+            (twin.heads[task](hidden) - target).square().mean()
+            for task, target in zip(TASKS, targets, strict=True)
+        ]
+    )
+    assert other.diagnostics.conflicts.any()
+    assert_equal_grads(network, twin)
+
+
+def test_stacked_losses_with_a_penalty_on_the_trunk_count_it_once():
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    stacked = torch.stack([network.loss(task, 0) for task in TASKS])
+    optimizer.backward([loss + network.trunk[0].weight.square().sum() for loss in stacked])
+    other.backward([twin.loss(t, 0) + twin.trunk[0].weight.square().sum() for t in TASKS])
+    assert_equal_grads(network, twin)
+
+
+def test_learned_weights_of_stacked_losses_are_shared_and_the_heads_are_not():
+    # Kendall et al. 2018: every task reaches the vector of log variances, with zeros elsewhere.
+    network = Network()
+    network.log_variances = nn.Parameter(torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))
+    optimizer = PCGrad(sgd(network))
+    stacked = torch.stack([network.loss(task, 0) for task in TASKS])
+    rows = torch.exp(-network.log_variances.detach())[:, None] * torch.from_numpy(
+        task_gradients(network, 0)
+    )
+    of_variances = torch.diag(1 - torch.exp(-network.log_variances) * stacked).detach()
+    update, _ = oracle.pcgrad(torch.cat([rows, of_variances], 1).numpy(), projection_order(3, 0, 0))
+    plain = plain_gradients(network, 0)
+    s = network.log_variances
+    optimizer.backward((torch.exp(-s) * stacked + s).unbind())
+    assert_close(written([*network.shared(), s]), update, 1e-12)
+    for place, task in enumerate(TASKS):
+        for parameter in network.heads[task].parameters():
+            expected = plain[parameter] * torch.exp(-s[place]).detach()
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_one_layer_for_all_tasks_stays_shared():
+    layer = nn.Linear(4, 3).double()
+    inputs = torch.randn(8, 4, dtype=torch.float64)
+    rows = []
+    for place in range(3):
+        grads = torch.autograd.grad(layer(inputs).square().mean(0)[place], layer.parameters())
+        rows.append(flat(grads))
+    update, _ = oracle.pcgrad(np.stack(rows), projection_order(3, 0, 0))
+    optimizer = PCGrad(torch.optim.SGD(layer.parameters(), lr=0.1))
+    optimizer.backward(layer(inputs).square().mean(0))
+    assert_close(written(layer.parameters()), update, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "collect",
+    [
+        lambda losses: losses.values(),
+        lambda losses: losses.items(),
+        lambda losses: deque(losses.values()),
+        lambda losses: tuple(losses.values()),
+    ],
+    ids=["values", "items", "deque", "tuple"],
+)
+def test_any_collection_in_order_is_a_list_of_losses(collect):
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network), tasks=TASKS), PCGrad(sgd(twin), tasks=TASKS)
+    optimizer.backward(collect({task: network.loss(task, 0) for task in TASKS}))
+    other.backward([twin.loss(task, 0) for task in TASKS])
+    assert_equal_grads(network, twin, 0)
+
+
+REFUSED_LOSSES = {
+    "separate": (lambda o, a, b: o.backward(a, b), r"\[loss_a, loss_b\]"),
+    "three separate": (lambda o, a, b: o.backward(a, b, a), r"\[loss_a, loss_b\]"),
+    "separate to pc_backward": (lambda o, a, b: o.pc_backward(a, b), r"\[loss_a, loss_b\]"),
+    "sum": (lambda o, a, b: o.backward(a + b), "before they were summed"),
+    "stack in a list": (lambda o, a, b: o.backward([torch.stack([a, b])]), "before torch.stack"),
+    "sum of a stack": (
+        lambda o, a, b: o.backward([torch.stack([a, b]).sum()]),
+        "before torch.stack",
+    ),
+    "matrix": (lambda o, a, b: o.backward(torch.stack([a, b])[None]), "before they were"),
+    "set": (lambda o, a, b: o.backward({a, b}), "in the order of the tasks"),
+    "number": (lambda o, a, b: o.backward(3.0), "in a list"),
+    "constant": (
+        lambda o, a, b: o.backward({"a": a, "b": torch.zeros(())}),
+        "mapping without the task",
+    ),
+    "constant of a stack": (
+        lambda o, a, b: o.backward(torch.stack([a, torch.zeros_like(a).detach()])),
+        "mapping without the task",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED_LOSSES)
+def test_losses_that_are_not_one_for_each_task_are_refused_with_the_way_to_give_them(call):
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1))
+    give, remedy = REFUSED_LOSSES[call]
+    with pytest.raises((TypeError, ValueError), match=remedy) as refusal:
+        give(optimizer, parameter.sum(), -parameter.square().sum())
+    assert "\n" not in str(refusal.value)
+    assert optimizer.tasks == ()
+    assert parameter.grad is None
+
+
+def test_a_mapping_may_hold_one_loss_that_is_a_sum_of_a_stack():
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    optimizer.backward({"a": torch.stack([network.loss("a", 0), network.loss("a", 1)]).sum()})
+    other.backward({"a": twin.loss("a", 0) + twin.loss("a", 1)})
+    assert_equal_grads(network, twin)
+
+
+def test_blocks_of_one_forward_are_told_to_use_backward():
+    network = Network()
+    optimizer = PCGrad(sgd(network))
+    hidden = network.trunk(network.inputs("a", 0))
+    with optimizer.task("a"):
+        network.heads["a"](hidden).mean().backward()
+    with (
+        pytest.raises(RuntimeError, match=r"task 'b'.*optimizer\.backward\(\[") as refusal,
+        optimizer.task("b"),
+    ):
+        network.heads["b"](hidden).mean().backward()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_a_base_that_differentiates_gradients_is_told_that_it_cannot():
+    for closure in (False, True):
+        parameter = nn.Parameter(torch.tensor([0.5, 0.3]))
+        optimizer = PCGrad(load_optimizer("adahessian")([parameter], lr=0.01))
+
+        def evaluate(parameter=parameter, optimizer=optimizer):
+            for name, loss in (("a", parameter.pow(3).sum()), ("b", -parameter.sum())):
+                with optimizer.task(name):
+                    torch.autograd.backward(loss, create_graph=True)
+
+        if not closure:
+            evaluate()
+        with pytest.raises(ValueError, match=r"base: must be .* AdaHessian") as refusal:
+            optimizer.step(evaluate if closure else None)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_gradient_of_a_gradient_may_be_part_of_a_task():
+    parameter = nn.Parameter(torch.tensor([0.5, 0.3], dtype=torch.float64))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1))
+    with optimizer.task("a"):
+        (grad,) = torch.autograd.grad(parameter.pow(3).sum(), parameter, create_graph=True)
+        (parameter.sum() + grad.square().sum()).backward()
+    optimizer.step()
+    assert_close(
+        written([parameter]), flat([1 + 36 * parameter.new_tensor([0.5, 0.3]) ** 3]), 1e-12
+    )
+
+
+def concatenated_blocks(network, optimizer, step):
+    """Blocks in which autograd sends zeros to the other tasks' heads."""
+    optimizer.zero_grad()
+    for place, task in enumerate(TASKS):
+        with optimizer.task(task):
+            hidden = network.trunk(network.inputs(task, step))
+            outputs = torch.cat([network.heads[each](hidden) for each in TASKS], 1)
+            (outputs[:, place] - place).square().mean().backward()
+
+
+def separate_blocks(network, optimizer, step):
+    """The same losses, each through its own head alone."""
+    optimizer.zero_grad()
+    for place, task in enumerate(TASKS):
+        with optimizer.task(task):
+            hidden = network.trunk(network.inputs(task, step))
+            (network.heads[task](hidden)[:, 0] - place).square().mean().backward()
+
+
+DECLARED = {
+    "module": lambda network: network.trunk,
+    "modules": lambda network: [network.trunk[0], network.trunk[2]],
+    "parameters": lambda network: network.trunk.parameters(),
+    "modules and a parameter": lambda network: (
+        network.trunk[0],
+        *network.trunk[2].parameters(),
+    ),
+}
+MONITORED = {
+    **OPTIMIZERS,
+    "mean": lambda network, **options: PCGrad(sgd(network), reduction="mean", **options),
+    "tensor": lambda network, **options: PCGrad(sgd(network), granularity="tensor", **options),
+    "monitor": lambda network, **options: LossSum(sgd(network), monitor=True, **options),
+}
+
+
+@pytest.mark.parametrize("optimize", MONITORED)
+@pytest.mark.parametrize("form", DECLARED)
+def test_declared_shared_parameters_leave_the_others_their_plain_gradient(optimize, form):
+    network, twin = Network(), Network()
+    optimizer = MONITORED[optimize](network, tasks=TASKS, shared=DECLARED[form](network))
+    other = MONITORED[optimize](twin, tasks=TASKS)
+    for step in range(4):
+        concatenated_blocks(network, optimizer, step)
+        separate_blocks(twin, other, step)
+        optimizer.surgery()
+        other.surgery()
+        for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, mirrored.grad, rtol=1e-12, atol=1e-14)
+        optimizer.step()
+        other.step()
+        if other.diagnostics.num_surgeries:
+            torch.testing.assert_close(optimizer.diagnostics.cosines, other.diagnostics.cosines)
+
+
+def test_declared_shared_parameters_are_the_only_ones_with_rows():
+    network = Network()
+    optimizer = PCGrad(sgd(network), shared=network.trunk)
+    for step in range(3):
+        concatenated_blocks(network, optimizer, step)
+        optimizer.step()
+    num_numbers = sum(parameter.numel() for parameter in network.shared())
+    assert optimizer._step.buffer.num_bytes == 3 * 8 * num_numbers
+
+
+def test_a_task_that_reaches_no_declared_parameter_is_a_task_all_the_same():
+    network, twin = Network(), Network()
+    optimizer = PCGrad(sgd(network), reduction="mean", shared=network.trunk)
+    other = PCGrad(sgd(twin), reduction="mean")
+    for model, stepper in ((network, optimizer), (twin, other)):
+        for task in TASKS:
+            with stepper.task(task):
+                if task == "c":
+                    model.heads["c"](torch.ones(2, 6, dtype=torch.float64)).mean().backward()
+                else:
+                    model.loss(task, 0).backward()
+        stepper.surgery()
+    assert_equal_grads(network, twin)
+    for task in TASKS[:2]:  # nothing declared is reached by anybody
+        with optimizer.task(task):
+            network.heads[task](torch.ones(2, 6, dtype=torch.float64)).mean().backward()
+    optimizer.step()
+    assert optimizer.diagnostics.num_surgeries == 1
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
+)
+def test_a_copy_declares_its_own_parameters_shared(copied):
+    network = Network()
+    optimizer = PCGrad(sgd(network), shared=network.trunk)
+    concatenated_blocks(network, optimizer, 0)
+    optimizer.step()
+    clone, mirror = copied((optimizer, network))
+    for step in range(1, 4):
+        for model, stepper in ((network, optimizer), (mirror, clone)):
+            concatenated_blocks(model, stepper, step)
+            stepper.step()
+        assert_equal_grads(mirror, network, 0)
+    assert clone.shared == set(mirror.trunk.parameters())
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "rule"),
+    [
+        (lambda network: nn.Linear(1, 1), ValueError, "parameters of base"),
+        (lambda network: [], ValueError, "at least one"),
+        (lambda network: "trunk", TypeError, "parameters or modules, got str"),
+        (lambda network: 3, TypeError, "parameters or modules, got int"),
+        (lambda network: network.trunk.named_parameters(), TypeError, "got tuple"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(found, kind, rule):
+    network = Network()
+    with pytest.raises(kind, match=f"shared: .*{rule}"):
+        PCGrad(sgd(network), shared=found(network))
+    with pytest.raises(ValueError, match='shared: must be left out where scope="all"'):
+        PCGrad(sgd(network), shared=network.trunk, scope="all")
+
+
+def test_a_frozen_parameter_may_be_declared_before_it_is_added():
+    network, twin = Network(), Network()
+    for model in (network, twin):
+        model.trunk[0].requires_grad_(False)
+    optimizers = []
+    for model, options in ((network, {"shared": network.trunk}), (twin, {})):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizers.append(PCGrad(torch.optim.SGD(trained, lr=0.1), **options))
+        model.trunk[0].requires_grad_(True)
+        optimizers[-1].add_param_group({"params": list(model.trunk[0].parameters())})
+    concatenated_blocks(network, optimizers[0], 0)
+    separate_blocks(twin, optimizers[1], 0)
+    for optimizer in optimizers:
+        optimizer.surgery()
+    assert_equal_grads(network, twin)
 
 
 # Which parameters are shared, and how they lie in memory

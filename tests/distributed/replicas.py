@@ -118,6 +118,49 @@ def a_process_group_is_one_process_for_every_method():
             raise AssertionError(f"{name}: {error}") from error
 
 
+def trunk_declared(base, **options):
+    """The trunk alone may be shared: the scale, which tasks "a" and "b" reach, is not."""
+    return PCGrad(base, tasks=TASKS, shared=base.param_groups[0]["params"][:4], **options)
+
+
+@check
+def declared_shared_parameters_are_one_process():
+    compare_group(trunk_declared)
+    model = Model()
+    text = message(
+        ValueError,
+        lambda: trunk_declared(
+            sgd(model), process_group=dist.group.WORLD, on_nonfinite="skip_task"
+        ),
+    )
+    assert "shared" in text
+
+
+@check
+def gradients_added_after_surgery_are_averaged_as_well():
+    me, num = dist.get_rank(), dist.get_world_size()
+    for wrapper in (trunk_declared, *(WRAPPERS[name] for name in ("loss-sum", "every", "pcgrad"))):
+        model, joined = Model(), Joined(wrapper)
+        optimizer = watched(wrapper(base=sgd(model), process_group=dist.group.WORLD), model)
+        for step in range(3):
+            optimizer.zero_grad()
+            joined.optimizer.zero_grad()
+            for part in (step, step + 1):
+                blocks(model, optimizer, own_batches(part, uneven, me, num))
+                optimizer.surgery()
+                for task in TASKS:
+                    for process in range(num):
+                        if task in uneven(part, process, num):
+                            with joined.optimizer.task(task):
+                                joined.model(
+                                    task, batch_of(task, part, process, 1 / num)
+                                ).backward()
+                joined.optimizer.surgery()
+            optimizer.step()
+            joined.optimizer.step()
+            assert_same(model, optimizer, joined)
+
+
 @check
 def it_makes_no_difference_how_many_columns_travel_at_once():
     for columns in (16, 45):
