@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,9 +18,11 @@ from gradsurgery.facade import Facade, of
 from gradsurgery.losses import Losses, named, one_by_one
 from gradsurgery.nonfinite import Guard, OnNonfinite
 from gradsurgery.replicas import Replicas, check_group
+from gradsurgery.seal import Seal
 from gradsurgery.shards import local
 from gradsurgery.step import Handling, Step
 from gradsurgery.tasks import Tasks
+from gradsurgery.witness import Witness
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -30,7 +32,7 @@ class TaskBlocks(Facade):
     """An optimizer that learns of every gradient which task it is of. Knows no surgery.
 
     Args:
-        base, tasks, on_nonfinite, buffer_dtype, process_group: as in
+        base, tasks, on_nonfinite, buffer_dtype, process_group, warn: as in
             :class:`gradsurgery.MultiTaskOptimizer`.
     """
 
@@ -41,16 +43,20 @@ class TaskBlocks(Facade):
         on_nonfinite: OnNonfinite,
         buffer_dtype: torch.dtype | None,
         process_group: ProcessGroup | None,
+        warn: bool,
     ) -> None:
         super().__init__(base)
         check_choice("on_nonfinite", on_nonfinite, ("propagate", "raise", "skip_task", "skip_step"))
         check_floating("buffer_dtype", buffer_dtype)
-        self._tasks = Tasks(tasks)
+        declared = None if tasks is None else list(tasks)
+        self._witness = Witness(type(self).__name__, warn, declared)
+        self._tasks = Tasks(declared, self._witness.met_new)
         if process_group is not None:
             check_group(process_group, self._parameters(), self._tasks.names)
         self.process_group = process_group
         self.diagnostics = Diagnostics()
-        self._step = Step(GradientBuffer(buffer_dtype))
+        seal = Seal(self._witness.found_early, is_wanted=warn)
+        self._step = Step(GradientBuffer(buffer_dtype), seal)
         self._replicas = None if process_group is None else Replicas(process_group)
         self._guard = Guard(on_nonfinite, self._tasks, self.diagnostics, self._replicas)
 
@@ -61,8 +67,7 @@ class TaskBlocks(Facade):
         """Names of the tasks, those declared or those met so far."""
         return tuple(self._tasks.names)
 
-    @contextmanager
-    def task(self, name: Hashable) -> Iterator[None]:
+    def task(self, name: Hashable) -> AbstractContextManager[None]:
         """Attributes every gradient made inside the block to one task.
 
         Any number of backwards may run in it, and any number of blocks of one task in a step: they
@@ -77,20 +82,29 @@ class TaskBlocks(Facade):
             FloatingPointError: a gradient that is not finite, where ``on_nonfinite`` is ``"raise"``
                 and there is no ``process_group``.
         """
+        self._witness.asked()
+        return self._block(name)
+
+    @contextmanager
+    def _block(self, name: Hashable) -> Iterator[None]:
         step = self._step
         self._tasks.check(name)
         step.check_closed("task()")
         step.handling = step.handling or self._handling_to_begin()
         step.is_open = True
+        step.seal.lift()
+        self._witness.entered()
         try:
             if step.handling == "plain":
                 yield
+                self._witness.met(name, in_grad=True)
             else:
                 with attached.hidden(list(self._parameters()), step.buffer) as outside:
                     yield
                     self._keep(name, attached.take(self._parameters()), outside)
         finally:
             step.is_open = False
+            step.seal.lay(step.buffer, step.handling)
         self._tasks.number(name)
 
     def backward(self, losses: Losses, retain_graph: bool | None = None) -> None:
@@ -132,6 +146,7 @@ class TaskBlocks(Facade):
         """Forgets every gradient, those kept apart included."""
         self._step.check_closed("zero_grad()")
         self._step.forget()
+        self._witness.forget()
         self.base.zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -182,6 +197,7 @@ class TaskBlocks(Facade):
             return
         task, step = self._tasks.number(name), self._step
         apart = step.handling in ("apart", "held")
+        self._witness.met(name, in_grad=not apart)
         with torch.no_grad():
             self._look(task, list(grads.values()))
             if apart or self._watches():
@@ -222,6 +238,8 @@ class TaskBlocks(Facade):
             # One pass through a trunk that the losses share, instead of one for each of them.
             self._step.handling = handling
             tasks = [self._tasks.number(name) for name in losses]
+            for name in losses:
+                self._witness.met(name, in_grad=True)
             seeds = [
                 torch.full_like(loss, self._loss_weight(task))
                 for task, loss in zip(tasks, losses.values(), strict=True)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gradsurgery import attached
 from gradsurgery.buffer import GradientBuffer
+from gradsurgery.seal import Seal
 from gradsurgery.tasks import Tasks
 
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
@@ -68,6 +69,7 @@ class Step:
 
     Args:
         buffer: the tasks' gradients that are kept apart.
+        seal: lies in `.grad` meanwhile.
         handling: what becomes of a task's gradient; ``None`` until the first block.
         is_open: whether a block is.
         is_averaged: whether ``.grad`` is already the mean over the processes.
@@ -76,6 +78,7 @@ class Step:
     """
 
     buffer: GradientBuffer
+    seal: Seal
     handling: Handling | None = None
     is_open: bool = False
     is_averaged: bool = False
@@ -100,6 +103,7 @@ class Step:
 
     def forget(self) -> None:
         """Begins anew without them."""
+        self.seal.lift()
         self.buffer.clear()
         self.end()
 
@@ -118,6 +122,7 @@ class Step:
     def all_or_nothing(self, parameters: Sequence[Tensor], tasks: Tasks) -> Iterator[None]:
         """Undoes every change to gradients and tasks if the block fails."""
         names, handling, failed = list(tasks.names), self.handling, dict(self.failed)
+        self.seal.lift()
         outside = attached.hide(parameters, self.buffer)
         before = self.buffer
         if before.slots:
@@ -131,7 +136,9 @@ class Step:
                 before.clear()
             self.buffer = before
             attached.put(parameters, outside)
+            self.seal.lay(before, handling)
             raise
+        self.seal.lift()
         if self.buffer is not before:
             self.buffer.move_into(before)
             self.buffer = before

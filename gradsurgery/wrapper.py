@@ -62,6 +62,9 @@ class MultiTaskOptimizer(TaskBlocks):
             surgery is then that of the gradients' mean over them. It replaces the averaging of
             ``DistributedDataParallel``, and every process must call :meth:`surgery` and
             :meth:`step` equally often. Not for sharded parameters, which need nothing.
+        warn: whether to warn, once each, of a step on gradients that had not two tasks, and so no
+            surgery; of a new task after many steps without one, where ``tasks`` are not declared;
+            and of ``.grad`` being read while the tasks' gradients are kept apart.
 
     Raises:
         TypeError: ``base`` is not an optimizer, ``weighting`` cannot be called, or
@@ -93,8 +96,9 @@ class MultiTaskOptimizer(TaskBlocks):
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        warn: bool = True,
     ) -> None:
-        super().__init__(base, tasks, on_nonfinite, buffer_dtype, process_group)
+        super().__init__(base, tasks, on_nonfinite, buffer_dtype, process_group, warn)
         if not callable(weighting):
             raise TypeError(
                 f"weighting: must be a callable gram -> weights, got {type(weighting).__name__}"
@@ -178,6 +182,8 @@ class MultiTaskOptimizer(TaskBlocks):
                 finite on one of them.
         """
         self._step.check_closed("surgery()")
+        self._step.seal.lift()
+        self._witness.looks_outside(self._parameters())
         if self._replicas is None:
             self._operate(self._step.buffer)
         else:
@@ -215,6 +221,7 @@ class MultiTaskOptimizer(TaskBlocks):
                     "step(): no parameter has a gradient; call backward() inside "
                     "`with optimizer.task(name):` first"
                 )
+            self._testify()
             result = self.base.step()
         else:
             evaluate = closure
@@ -222,11 +229,13 @@ class MultiTaskOptimizer(TaskBlocks):
             def closure_with_surgery() -> Any:
                 loss = evaluate()
                 self.surgery()
+                self._testify()
                 return loss
 
             result = self.base.step(closure_with_surgery)
         self._clock.tick()
         self._step.end()
+        self._witness.end()
         return result
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
@@ -297,6 +306,7 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
         self._step.forget()
+        self._witness.forget()
         if self._replicas is not None:
             self._replicas.ask_again()
         if own is None:
@@ -315,6 +325,7 @@ class MultiTaskOptimizer(TaskBlocks):
         if not buffer.slots:
             return
         of_tasks = sorted(buffer.slots)
+        self._witness.saw(len(of_tasks))
         chosen = self._kernels(buffer.touched())
         buffer.settle()
         units = self._units(buffer)
@@ -365,6 +376,12 @@ class MultiTaskOptimizer(TaskBlocks):
         step.is_averaged = True
         return mean
 
+    def _testify(self) -> None:
+        """Warns, once, before a step on gradients of fewer than two tasks."""
+        # Of what is added to `.grad` at once a process does not know the tasks of the others.
+        if self._replicas is None or self._step.handling == "apart":
+            self._witness.testify(self._parameters())
+
     def _units(self, buffer: GradientBuffer) -> Units:
         """Which parameters the method looks at together."""
         if self.granularity == "group":
@@ -382,6 +399,9 @@ class MultiTaskOptimizer(TaskBlocks):
     ) -> None:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         of_tasks = [task for task, _ in by_task]
+        for name in losses:
+            self._witness.met(name)
+        self._witness.saw(len(of_tasks))
         found = FeatureGradients([loss for _, loss in by_task], features, retain_graph)
         with torch.no_grad():
             for place, task in enumerate(of_tasks):
