@@ -24,8 +24,7 @@ class Witness:
 
     Example:
         >>> witness = Witness("PCGrad", speaks=True, declared=None)
-        >>> witness.met("a")
-        >>> witness.saw(1)
+        >>> witness.saw(["a"])
         >>> witness.reason().partition(";")[0]
         "the step had one task only, 'a'"
     """
@@ -89,14 +88,15 @@ class Witness:
         if self._misses() and not self._most:
             self._is_outside = _has_gradient(parameters)
 
-    def saw(self, num_tasks: int) -> None:
-        """A surgery has some tasks."""
-        self._most = max(self._most, num_tasks)
-        self._num_alone += num_tasks == 1
+    def saw(self, names: Sequence[Hashable]) -> None:
+        """A surgery has some tasks, on any process."""
+        self._last = names[-1]
+        self._most = max(self._most, len(names))
+        self._num_alone += len(names) == 1
 
     def testify(self, parameters: Iterable[Tensor]) -> None:
         """Warns, for the first and last time, of a step on gradients that had not two tasks."""
-        is_old = self._had_two and not self._num_asked and not self._last
+        is_old = self._had_two and not (self._num_asked or self._most or self._in_grad)
         if self._misses() and not is_old and _has_gradient(parameters):
             reason, self._listens = self.reason(), False
             warn(

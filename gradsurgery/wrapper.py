@@ -325,7 +325,8 @@ class MultiTaskOptimizer(TaskBlocks):
         if not buffer.slots:
             return
         of_tasks = sorted(buffer.slots)
-        self._witness.saw(len(of_tasks))
+        names = [self._tasks.names[task] for task in of_tasks]
+        self._witness.saw(names)
         chosen = self._kernels(buffer.touched())
         buffer.settle()
         units = self._units(buffer)
@@ -336,7 +337,6 @@ class MultiTaskOptimizer(TaskBlocks):
         if self._watched:
             groups = Units(self._watched.values())
             watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
-        names = [self._tasks.names[task] for task in of_tasks]
         self.diagnostics.record(names, of_tasks, self._tasks.names, grams, weights, coefficients)
         self.diagnostics.record_groups(tuple(self._watched), watched)
         if self._step.handling == "apart":
@@ -399,9 +399,7 @@ class MultiTaskOptimizer(TaskBlocks):
     ) -> None:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         of_tasks = [task for task, _ in by_task]
-        for name in losses:
-            self._witness.met(name)
-        self._witness.saw(len(of_tasks))
+        self._witness.saw(list(losses))
         found = FeatureGradients([loss for _, loss in by_task], features, retain_graph)
         with torch.no_grad():
             for place, task in enumerate(of_tasks):

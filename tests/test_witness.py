@@ -116,6 +116,15 @@ def test_two_tasks_once_do_not_excuse_later_steps():
             one_step(plain, parameters, optimizer)
 
 
+def test_one_loss_in_a_step_of_the_plain_sum_after_two():
+    parameters, optimizer = setting(start_step=5)
+    optimizer.backward([loss(parameters, 1.0), loss(parameters, 2.0)])
+    optimizer.step()
+    optimizer.backward([loss(parameters, 1.0)])
+    with pytest.warns(UserWarning, match="the step had one task only, 0"):
+        optimizer.step()
+
+
 def test_a_closure_is_watched():
     parameters, optimizer = setting(
         lambda base: PCGrad(torch.optim.LBFGS(base.param_groups[0]["params"], max_iter=2))
