@@ -85,7 +85,7 @@ class Witness:
 
     def looks_outside(self, parameters: Iterable[Tensor]) -> None:
         """Notes before a surgery whether `.grad` holds gradients that no surgery made."""
-        if self._misses() and not self._most:
+        if self._misses() and not (self._most or self._in_grad):
             self._is_outside = _has_gradient(parameters)
 
     def saw(self, names: Sequence[Hashable]) -> None:
