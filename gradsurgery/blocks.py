@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Container, Hashable, ItemsView, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,9 +19,11 @@ from gradsurgery.losses import GivenLosses, Losses, named, one_by_one
 from gradsurgery.nonfinite import Guard, OnNonfinite
 from gradsurgery.replicas import Replicas, check_group
 from gradsurgery.roots import beyond_joins, check_not_summed
+from gradsurgery.seal import Seal
 from gradsurgery.shards import local
 from gradsurgery.step import Handling, Step
 from gradsurgery.tasks import Tasks
+from gradsurgery.witness import Witness
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -31,7 +33,7 @@ class TaskBlocks(Facade):
     """An optimizer that learns of every gradient which task it is of. Knows no surgery.
 
     Args:
-        base, tasks, shared, on_nonfinite, buffer_dtype, process_group: as in
+        base, tasks, shared, on_nonfinite, buffer_dtype, process_group, warn: as in
             :class:`gradsurgery.MultiTaskOptimizer`.
     """
 
@@ -43,11 +45,14 @@ class TaskBlocks(Facade):
         on_nonfinite: OnNonfinite,
         buffer_dtype: torch.dtype | None,
         process_group: ProcessGroup | None,
+        warn: bool,
     ) -> None:
         super().__init__(base)
         check_choice("on_nonfinite", on_nonfinite, ("propagate", "raise", "skip_task", "skip_step"))
         check_floating("buffer_dtype", buffer_dtype)
-        self._tasks = Tasks(tasks)
+        declared = None if tasks is None else list(tasks)
+        self._witness = Witness(type(self).__name__, warn, declared)
+        self._tasks = Tasks(declared, self._witness.met_new)
         self.shared = None if shared is None else parameters_in("shared", shared, base)
         if self.shared is not None and process_group is not None and on_nonfinite == "skip_task":
             raise ValueError(
@@ -58,7 +63,8 @@ class TaskBlocks(Facade):
             check_group(process_group, self._parameters(), self._tasks.names)
         self.process_group = process_group
         self.diagnostics = Diagnostics()
-        self._step = Step(GradientBuffer(buffer_dtype))
+        seal = Seal(self._witness.found_early, is_wanted=warn)
+        self._step = Step(GradientBuffer(buffer_dtype), seal)
         self._replicas = None if process_group is None else Replicas(process_group)
         self._guard = Guard(on_nonfinite, self._tasks, self.diagnostics, self._replicas)
 
@@ -69,8 +75,7 @@ class TaskBlocks(Facade):
         """Names of the tasks, those declared or those met so far."""
         return tuple(self._tasks.names)
 
-    @contextmanager
-    def task(self, name: Hashable) -> Iterator[None]:
+    def task(self, name: Hashable) -> AbstractContextManager[None]:
         """Attributes every gradient made inside the block to one task.
 
         Any number of backwards may run in it, and any number of blocks of one task in a step: they
@@ -86,15 +91,23 @@ class TaskBlocks(Facade):
             FloatingPointError: a gradient that is not finite, where ``on_nonfinite`` is ``"raise"``
                 and there is no ``process_group``.
         """
+        self._witness.asked()
+        return self._block(name)
+
+    @contextmanager
+    def _block(self, name: Hashable) -> Iterator[None]:
         step = self._step
         self._tasks.check(name)
         step.check_closed("task()")
         step.handling = step.handling or self._handling_to_begin()
         step.is_open = True
+        step.seal.lift()
+        self._witness.entered()
         try:
             if step.handling == "plain":
                 yield
                 step.averaged.clear()
+                self._witness.met(name, in_grad=True)
             else:
                 with attached.hidden(list(self._parameters()), step.buffer) as outside:
                     yield
@@ -110,6 +123,7 @@ class TaskBlocks(Facade):
             ) from error
         finally:
             step.is_open = False
+            step.seal.lay(step.buffer, step.handling)
         self._tasks.number(name)
 
     def backward(self, losses: Losses, retain_graph: bool | None = None, *further: object) -> None:
@@ -179,6 +193,7 @@ class TaskBlocks(Facade):
         """Forgets every gradient, those kept apart included."""
         self._step.check_closed("zero_grad()")
         self._step.forget()
+        self._witness.forget()
         self.base.zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -235,6 +250,7 @@ class TaskBlocks(Facade):
         task, step = self._tasks.number(name), self._step
         apart = step.handling in ("apart", "held")
         step.has_graph = step.has_graph or any(grad.requires_grad for grad in grads.values())
+        self._witness.met(name, in_grad=not apart)
         with torch.no_grad():
             self._look(task, list(grads.values()))
             kept, plain = grads, {} if apart else grads
@@ -294,6 +310,8 @@ class TaskBlocks(Facade):
             # One pass through a trunk that the losses share, instead of one for each of them.
             self._step.handling = handling
             tasks = [self._tasks.number(name) for name in losses]
+            for name in losses:
+                self._witness.met(name, in_grad=True)
             seeds = [
                 torch.full_like(loss, self._loss_weight(task))
                 for task, loss in zip(tasks, losses.values(), strict=True)

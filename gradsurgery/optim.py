@@ -74,6 +74,7 @@ class LossSum(MultiTaskOptimizer):
             buffer_dtype=buffer_dtype,
             fused=fused,
             process_group=process_group,
+            warn=False,  # it needs no two tasks
         )
         self.monitor = monitor
 
@@ -207,6 +208,8 @@ class PCGrad(MultiTaskOptimizer):
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
         process_group: processes with the same parameters and examples of their own, as in
             :class:`MultiTaskOptimizer`.
+        warn: whether to warn, once, of a step that had no surgery because it had not two tasks, and
+            of what else :class:`MultiTaskOptimizer` warns of.
 
     Raises:
         TypeError: ``base`` is not an optimizer, or a whole number is not one.
@@ -241,6 +244,7 @@ class PCGrad(MultiTaskOptimizer):
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        warn: bool = True,
     ) -> None:
         check_integer("every", every, at_least=1)
         check_integer("start_step", start_step, at_least=0)
@@ -257,6 +261,7 @@ class PCGrad(MultiTaskOptimizer):
             buffer_dtype=buffer_dtype,
             fused=fused,
             process_group=process_group,
+            warn=warn,
         )
         self.every = every
         self.start_step = start_step

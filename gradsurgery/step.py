@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from gradsurgery import attached
 from gradsurgery.buffer import GradientBuffer
+from gradsurgery.seal import Seal
 from gradsurgery.tasks import Tasks
 
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
@@ -70,6 +71,7 @@ class Step:
 
     Args:
         buffer: the tasks' gradients that are kept apart.
+        seal: lies in `.grad` meanwhile.
         handling: what becomes of a task's gradient; ``None`` until the first block.
         is_open: whether a block is.
         averaged: the parameters whose ``.grad`` is already the mean over the processes.
@@ -80,6 +82,7 @@ class Step:
     """
 
     buffer: GradientBuffer
+    seal: Seal
     handling: Handling | None = None
     is_open: bool = False
     averaged: set[Tensor] = field(default_factory=set)
@@ -107,6 +110,7 @@ class Step:
 
     def forget(self) -> None:
         """Begins anew without them."""
+        self.seal.lift()
         self.buffer.clear()
         self.end()
 
@@ -159,6 +163,7 @@ class Step:
         """
         names, handling, failed = list(tasks.names), self.handling, dict(self.failed)
         averaged, has_graph = set(self.averaged), self.has_graph
+        self.seal.lift()
         outside = attached.hide(parameters, self.buffer)
         before = self.buffer
         if before.slots:
@@ -175,7 +180,9 @@ class Step:
                 before.clear()
             self.buffer = before
             attached.put(parameters, outside)
+            self.seal.lay(before, handling)
             raise
+        self.seal.lift()
         if self.buffer is not before:
             if replace:
                 before.clear()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 
 
 class Tasks:
@@ -10,6 +10,7 @@ class Tasks:
 
     Args:
         names: the only ones there are; ``None`` lets every new name be a new task.
+        met_new: told of every new name, and of those that there were.
 
     Raises:
         ValueError: a name comes twice.
@@ -20,9 +21,14 @@ class Tasks:
         (0, 1, 0, ['a', 'b'])
     """
 
-    def __init__(self, names: Iterable[Hashable] | None) -> None:
+    def __init__(
+        self,
+        names: Iterable[Hashable] | None,
+        met_new: Callable[[Hashable, Sequence[Hashable]], None] | None = None,
+    ) -> None:
         self.names: list[Hashable] = [] if names is None else list(names)
         self.are_declared = names is not None
+        self._met_new = met_new
         if len(set(self.names)) < len(self.names):
             raise ValueError(f"tasks: must name each task once, got {self.names}")
 
@@ -37,6 +43,8 @@ class Tasks:
     def number(self, name: Hashable) -> int:
         """The number of a task, a new one for a new name."""
         if name not in self.names:
+            if self._met_new is not None:
+                self._met_new(name, self.names)
             self.names.append(name)
         return self.names.index(name)
 

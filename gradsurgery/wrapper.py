@@ -67,6 +67,9 @@ class MultiTaskOptimizer(TaskBlocks):
             surgery is then that of the gradients' mean over them. It replaces the averaging of
             ``DistributedDataParallel``, and every process must call :meth:`surgery` and
             :meth:`step` equally often. Not for sharded parameters, which need nothing.
+        warn: whether to warn, once each, of a step on gradients that had not two tasks, and so no
+            surgery; of a new task after many steps without one, where ``tasks`` are not declared;
+            and of ``.grad`` being read while the tasks' gradients are kept apart.
 
     Raises:
         TypeError: ``base`` is not an optimizer, ``weighting`` cannot be called, or
@@ -99,8 +102,9 @@ class MultiTaskOptimizer(TaskBlocks):
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        warn: bool = True,
     ) -> None:
-        super().__init__(base, tasks, shared, on_nonfinite, buffer_dtype, process_group)
+        super().__init__(base, tasks, shared, on_nonfinite, buffer_dtype, process_group, warn)
         if not callable(weighting):
             raise TypeError(
                 f"weighting: must be a callable gram -> weights, got {type(weighting).__name__}"
@@ -199,6 +203,8 @@ class MultiTaskOptimizer(TaskBlocks):
                 finite on one of them.
         """
         self._step.check_closed("surgery()")
+        self._step.seal.lift()
+        self._witness.looks_outside(self._parameters())
         if self._replicas is None:
             self._operate(self._step.buffer)
         else:
@@ -239,11 +245,14 @@ class MultiTaskOptimizer(TaskBlocks):
                 return None
         self.surgery()
         step.counts = step.handling is not None
+        if closure is None:
+            self._testify()
         with step.second_order_explained(self.base, even_without_graph=closure is None):
             result = self._step_base(closure, self._with_surgery, **options)
         if step.counts:
             self._clock.tick()
         step.end()
+        self._witness.end()
         return result
 
     def _with_surgery(self, closure: Callable[[], Any]) -> Callable[[], Any]:
@@ -254,6 +263,7 @@ class MultiTaskOptimizer(TaskBlocks):
             self._step.averaged.clear()
             loss = closure()
             self.surgery()
+            self._testify()
             self._step.counts |= self._step.handling is not None
             return loss
 
@@ -327,6 +337,7 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
         self._step.forget()
+        self._witness.forget()
         if self._replicas is not None:
             self._replicas.ask_again()
         if own is None:
@@ -346,6 +357,8 @@ class MultiTaskOptimizer(TaskBlocks):
             buffer.clear()
             return
         of_tasks = sorted(buffer.slots)
+        names = [self._tasks.names[task] for task in of_tasks]
+        self._witness.saw(names)
         chosen = self._kernels(buffer.touched())
         buffer.settle()
         units = self._units(buffer)
@@ -356,7 +369,6 @@ class MultiTaskOptimizer(TaskBlocks):
         if self._watched:
             groups = Units(self._watched.values())
             watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
-        names = [self._tasks.names[task] for task in of_tasks]
         self.diagnostics.record(names, of_tasks, self._tasks.names, grams, weights, coefficients)
         self.diagnostics.record_groups(tuple(self._watched), watched)
         if self._step.handling == "apart":
@@ -401,6 +413,12 @@ class MultiTaskOptimizer(TaskBlocks):
         step.averaged.update(parameters)
         return mean
 
+    def _testify(self) -> None:
+        """Warns, once, before a step on gradients of fewer than two tasks."""
+        # Of what is added to `.grad` at once a process does not know the tasks of the others.
+        if self._replicas is None or self._step.handling == "apart":
+            self._witness.testify(self._parameters())
+
     def _units(self, buffer: GradientBuffer) -> Units:
         """Which parameters the method looks at together."""
         if self.granularity == "group":
@@ -419,6 +437,7 @@ class MultiTaskOptimizer(TaskBlocks):
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         of_tasks = [task for task, _ in by_task]
         drops = self.on_nonfinite == "skip_task"
+        self._witness.saw(list(losses))
         found = FeatureGradients([loss for _, loss in by_task], features, retain_graph, copy=drops)
         names = [self._tasks.names[task] for task in of_tasks]
         with torch.no_grad():

@@ -89,6 +89,7 @@ def test_numbers_of_one_surgery(wrapper, step):
     assert seen.norm_before.shape == seen.norm_after.shape == ()
 
 
+@pytest.mark.filterwarnings("ignore:.*a step without surgery")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_conflict_rate_runs_over_steps_and_absent_tasks(wrapper):
     options = {} if wrapper == "weighted-sum" else {"tasks": tuple("abcd")}

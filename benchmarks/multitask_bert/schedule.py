@@ -43,6 +43,7 @@ def make_optimizer(
             scope=stage.scope,
             seed=seed,
             process_group=process_group,
+            warn=False,  # published recipes have one task a step
         )
     several = len(tasks) > 1 and stage.sampling.name == "joint"
     return LossSum(
