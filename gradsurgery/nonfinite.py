@@ -26,9 +26,10 @@ def is_finite(grads: Collection[Tensor]) -> Tensor:  # []
         tensor(False)
     """
     # The largest absolute value: unlike the sum of the squares it cannot overflow by itself.
-    norms = torch._foreach_norm([grad for grad in grads if grad.numel()], torch.inf)
-    if not norms:
-        return torch.ones((), dtype=torch.bool)
+    filled = [grad for grad in grads if grad.numel()]
+    if not filled:
+        return torch.ones((), dtype=torch.bool, device=next(iter(grads)).device)
+    norms = torch._foreach_norm(filled, torch.inf)
     device = norms[0].device
     return torch.stack([n.to(device, torch.float64) for n in norms]).isfinite().all()
 
