@@ -13,11 +13,12 @@ from torch.optim import Optimizer
 from gradsurgery import attached, kernels
 from gradsurgery.arguments import check_choice, check_integer
 from gradsurgery.blocks import TaskBlocks
-from gradsurgery.buffer import GradientBuffer, picked
+from gradsurgery.buffer import GradientBuffer
 from gradsurgery.distributed import AveragedBuffer
 from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
 from gradsurgery.nonfinite import OnNonfinite, drop_tasks
+from gradsurgery.places import picked
 from gradsurgery.replicas import Replicas
 from gradsurgery.rows import Units
 from gradsurgery.shards import is_spread
@@ -329,7 +330,8 @@ class MultiTaskOptimizer(TaskBlocks):
         self.diagnostics.record(names, of_tasks, self._tasks.names, grams, weights, coefficients)
         self.diagnostics.record_groups(tuple(self._watched), watched)
         if self._step.handling == "apart":
-            by_slot = [of_tasks.index(task) for task in buffer.slots]
+            place = {task: place for place, task in enumerate(of_tasks)}
+            by_slot = [place[task] for task in buffer.slots]
             self._write(buffer, units, picked(weights.T, by_slot).T)
         buffer.clear()
 

@@ -12,6 +12,7 @@ PACKAGE = ROOT / "gradsurgery"
 ORDER = [
     "shards",
     "memory",
+    "places",
     "rows",
     "buffer",
     "weighting",
