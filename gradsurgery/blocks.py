@@ -70,15 +70,17 @@ class TaskBlocks(Facade):
         autograd itself adds to ``.grad``.
 
         Args:
-            name: the task.
+            name: the task: a ``str``, a number, ``None``, or a tuple of such, or what equals one of
+                them, such as numpy's and a member of a ``str`` Enum.
 
         Raises:
+            TypeError: a name of another type, which a checkpoint could not be read with.
             ValueError: an unknown name, a block inside another, or a sparse gradient.
             FloatingPointError: a gradient that is not finite, where ``on_nonfinite`` is ``"raise"``
                 and there is no ``process_group``.
         """
         step = self._step
-        self._tasks.check(name)
+        name = self._tasks.check(name)
         step.check_closed("task()")
         step.handling = step.handling or self._handling_to_begin()
         step.is_open = True
@@ -212,9 +214,7 @@ class TaskBlocks(Facade):
 
     def _named(self, losses: Sequence[Tensor] | Mapping[Any, Tensor]) -> dict[Hashable, Tensor]:
         given = named(losses, self._tasks.declared)
-        for name in given:
-            self._tasks.check(name)
-        return given
+        return {self._tasks.check(name): loss for name, loss in given.items()}
 
     def _backward_given(self, losses: Mapping[Hashable, Tensor], retain_graph: bool | None) -> None:
         handling = self._step.handling or self._handling_to_begin()

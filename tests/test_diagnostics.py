@@ -289,6 +289,41 @@ def test_groups_are_watched_until_told_otherwise():
         _ = optimizer.diagnostics.group_cosines
 
 
+def test_watching_what_the_optimizer_does_not_have_is_refused():
+    parameter, optimizer = optimizer_on(PCGrad)
+    other = nn.Parameter(torch.zeros(4))
+    optimizer.watch({"own": [parameter]})
+    for groups, error in (
+        ({"other": [parameter, other]}, ValueError),
+        ({"other": ["weight"]}, TypeError),
+        ({1: [parameter]}, TypeError),
+    ):
+        with pytest.raises(error, match=r"^groups: must .*; ") as refusal:
+            optimizer.watch(groups)
+        assert "\n" not in str(refusal.value)
+    surgery(parameter, optimizer, some("ab"))
+    assert optimizer.diagnostics.group_names == ("own",)
+    optimizer.add_param_group({"params": [other]})
+    optimizer.watch({"both": [parameter, other], "one": parameter})
+    surgery(parameter, optimizer, some("ab"))
+    assert optimizer.diagnostics.group_names == ("both", "one")
+
+
+def test_a_watched_group_that_was_given_up_is_refused_and_nothing_lost():
+    parameter, other = (nn.Parameter(torch.zeros(4)) for _ in "ab")
+    base = torch.optim.SGD([{"params": [parameter]}, {"params": [other]}], lr=0.1)
+    optimizer = PCGrad(base)
+    optimizer.watch({"other": [other]})
+    del base.param_groups[1]
+    with pytest.raises(ValueError, match=r"^groups: must hold parameters of this optimizer"):
+        surgery(parameter, optimizer, some("ab"))
+    optimizer.watch({})
+    optimizer.step()
+    gradients = np.array(list(some("ab").values()))
+    found = optimizer.diagnostics
+    np.testing.assert_allclose(found.gram, gradients @ gradients.T)
+
+
 def test_plot_of_the_cosines():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")

@@ -42,6 +42,7 @@ ORDER = [
     "facade",
     "blocks",
     "last_weights",
+    "stateful",
     "wrapper",
     "optim",
     "",  # gradsurgery/__init__.py
