@@ -83,9 +83,11 @@ class TaskBlocks(Facade):
         autograd itself adds to ``.grad``.
 
         Args:
-            name: the task.
+            name: the task: a ``str``, a number, ``None``, or a tuple of such, or what equals one of
+                them, such as numpy's and a member of a ``str`` Enum.
 
         Raises:
+            TypeError: a name of another type, which a checkpoint could not be read with.
             ValueError: an unknown name, a block inside another, or a sparse gradient.
             RuntimeError: a backward through a graph that the block of another task has freed.
             FloatingPointError: a gradient that is not finite, where ``on_nonfinite`` is ``"raise"``
@@ -97,7 +99,7 @@ class TaskBlocks(Facade):
     @contextmanager
     def _block(self, name: Hashable) -> Iterator[None]:
         step = self._step
-        self._tasks.check(name)
+        name = self._tasks.check(name)
         step.check_closed("task()")
         step.handling = step.handling or self._handling_to_begin()
         step.is_open = True
@@ -286,8 +288,7 @@ class TaskBlocks(Facade):
 
     def _named(self, losses: GivenLosses) -> dict[Hashable, Tensor]:
         given = named(losses, self._tasks.declared)
-        for name in given:
-            self._tasks.check(name)
+        given = {self._tasks.check(name): loss for name, loss in given.items()}
         is_by_name = isinstance(losses, (Mapping, ItemsView))
         if len(given) == 1 and not (is_by_name or self._tasks.are_declared):
             check_not_summed(*given.values())

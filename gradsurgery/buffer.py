@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.memory import as_grad, flat, grad_dtype, is_whole, real, strides_of
+from gradsurgery.places import picked, placed_pairs
 from gradsurgery.rows import Rows, Units
 from gradsurgery.shards import Spread, local, spread, total
 
@@ -193,7 +194,7 @@ class GradientBuffer:
                 for unit in units.of(parameter):
                     for block in _blocks(loose.values()):
                         gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
-                        add(spread(parameter), unit, _among_all(gram, list(loose), num_slots))
+                        add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
         spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
         if len(found) < units.number * len(spreads):
@@ -246,7 +247,7 @@ class GradientBuffer:
                 first, grad = next(iter(loose.items()))
                 (unit,) = units.of(parameter)
                 here = weights[unit].to(grad.device, non_blocking=True)
-                chosen = torch.stack([here[slot] for slot in loose])[None]
+                chosen = picked(here, list(loose))[None]
                 for block in _blocks(loose.values()):
                     combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
             result[parameter] = self.hand_out(parameter, first)
@@ -389,24 +390,6 @@ class GradientBuffer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.dtype = state["dtype"]
         self.restore(*state["layout"])
-
-
-def _among_all(gram: Tensor, slots: Sequence[int], num_slots: int) -> Tensor:  # [t, t] -> [T, T]
-    """The inner products of some slots among those of all."""
-    if len(slots) == num_slots == len(gram) and list(slots) == list(range(num_slots)):
-        return gram
-    among_all = gram.new_zeros(num_slots, num_slots)
-    for i, into in enumerate(slots):
-        for j, onto in enumerate(slots):
-            among_all[into, onto] = gram[i, j]
-    return among_all
-
-
-def picked(values: Tensor, places: Sequence[int]) -> Tensor:
-    """The given entries of the first dimension, without an index that would have to travel."""
-    if list(places) == list(range(len(values))):
-        return values
-    return torch.stack([values[place] for place in places])
 
 
 def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:

@@ -29,7 +29,7 @@ def is_finite(grads: Collection[Tensor]) -> Tensor:  # []
     # The largest absolute value: unlike the sum of the squares it cannot overflow by itself.
     filled = [real(grad) for grad in grads if grad.numel()]
     if not filled:
-        return torch.ones((), dtype=torch.bool)
+        return torch.ones((), dtype=torch.bool, device=next(iter(grads)).device)
     norms = torch._foreach_norm(filled, torch.inf)
     device = norms[0].device
     return torch.stack([n.to(device, torch.float64) for n in norms]).isfinite().all()

@@ -165,7 +165,7 @@ class WeightedSum(LossSum):
             fused=fused,
             process_group=process_group,
         )
-        self.weights = {name: float(weight) for name, weight in given.items()}
+        self.weights = {name: float(given[name]) for name in self._tasks.names}
 
     def _choose_handling(self) -> Handling:
         return "weighted"
@@ -246,8 +246,8 @@ class PCGrad(MultiTaskOptimizer):
         process_group: ProcessGroup | None = None,
         warn: bool = True,
     ) -> None:
-        check_integer("every", every, at_least=1)
-        check_integer("start_step", start_step, at_least=0)
+        every = check_integer("every", every, at_least=1)
+        start_step = check_integer("start_step", start_step, at_least=0)
         super().__init__(
             base,
             cast("Weighting", pcgrad_weights),

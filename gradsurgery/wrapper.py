@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -13,15 +14,16 @@ from torch.optim import Optimizer
 from gradsurgery import attached, kernels
 from gradsurgery.arguments import Shared, check_choice, check_integer
 from gradsurgery.blocks import TaskBlocks
-from gradsurgery.buffer import GradientBuffer, picked
+from gradsurgery.buffer import GradientBuffer
 from gradsurgery.distributed import AveragedBuffer
-from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
 from gradsurgery.losses import GivenLosses
 from gradsurgery.nonfinite import OnNonfinite, drop_tasks, drop_unless
+from gradsurgery.places import picked
 from gradsurgery.replicas import Replicas
 from gradsurgery.rows import Units
 from gradsurgery.shards import is_spread
+from gradsurgery.stateful import state_of, take_back
 from gradsurgery.step import Clock
 
 if TYPE_CHECKING:
@@ -42,7 +44,8 @@ class MultiTaskOptimizer(TaskBlocks):
     Args:
         base: the optimizer that takes the step.
         weighting: ``gram [T, T] -> weights [T]``, T being the tasks of this step, in the order in
-            which they were first named.
+            which they were first named: where one is absent, ``gram`` is smaller. What it keeps
+            from call to call is saved and resumed if it has ``state_dict`` and ``load_state_dict``.
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
@@ -114,17 +117,23 @@ class MultiTaskOptimizer(TaskBlocks):
         if shared is not None and scope == "all":
             raise ValueError('shared: must be left out where scope="all"; choose one of the two')
         check_choice("granularity", granularity, ("model", "group", "tensor"))
-        check_integer("seed", seed)
         kernels.choose(fused)
         self.weighting = weighting
         self.reduction = reduction
         self.scope = scope
         self.granularity = granularity
         self.fused = fused
-        self._clock = Clock(seed)
+        self._clock = Clock(check_integer("seed", seed))
+        state_of(weighting)  # refused now rather than when it is saved
         self._watched: dict[str, list[Tensor]] = {}  # parameters by a name of the group
 
-    seed = of("_clock", "seed")
+    @property
+    def seed(self) -> int:
+        return self._clock.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._clock.seed = check_integer("seed", seed)
 
     def feature_backward(
         self,
@@ -278,14 +287,41 @@ class MultiTaskOptimizer(TaskBlocks):
         Args:
             groups: parameters by a name of the group; a parameter may be in several.
 
+        Raises:
+            TypeError: a name is not a ``str``, or a group holds something else than tensors.
+            ValueError: the optimizer holds no such parameter; raised by :meth:`surgery` where it
+                was given up or exchanged since.
+
         Example:
             >>> model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(2, 1)})
             >>> optimizer = MultiTaskOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), len)
             >>> optimizer.watch({name: part.parameters() for name, part in model.items()})
         """
-        watched = {name: list(parameters) for name, parameters in groups.items()}
+        watched = {}
+        for name, parameters in groups.items():
+            watched[name] = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            if not isinstance(name, str):
+                raise TypeError(f"groups: must be named by strs, got {name!r}; name the group")
+            for parameter in watched[name]:
+                if not isinstance(parameter, Tensor):
+                    raise TypeError(
+                        f"groups: must hold parameters, got {type(parameter).__name__} in "
+                        f"{name!r}; give it module.parameters()"
+                    )
+        self._check_watched(watched)
         self._watched.clear()
         self._watched.update(watched)
+
+    def _check_watched(self, watched: Mapping[str, Sequence[Tensor]]) -> None:
+        held = set(self._parameters()) if watched else set()
+        for name, parameters in watched.items():
+            for parameter in parameters:
+                if parameter not in held:
+                    raise ValueError(
+                        f"groups: must hold parameters of this optimizer, got one of shape "
+                        f"{tuple(parameter.shape)} in {name!r} that it does not have; call watch() "
+                        "with its own, or add_param_group() first"
+                    )
 
     # What the methods differ in.
 
@@ -296,16 +332,29 @@ class MultiTaskOptimizer(TaskBlocks):
     ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
         """Weights of the tasks of this step, numbered by ``of_tasks``, in each unit; and of a
         method that projects each gradient, what the projections are made of."""
-        return torch.stack([self._weigh_one(gram, len(of_tasks)) for gram in grams]), None
+        return torch.stack([self._weigh_one(gram, of_tasks) for gram in grams]), None
 
-    def _weigh_one(self, gram: Tensor, num_tasks: int) -> Tensor:  # [T, T] -> [T]
-        weights = self.weighting(gram)
+    def _weigh_one(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:  # [T, T] -> [T]
+        num_tasks, present = len(of_tasks), set(of_tasks)
+        absent = [name for i, name in enumerate(self._tasks.names) if i not in present]
+        try:
+            weights = self.weighting(gram)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if not absent or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"weighting: must take the Gram matrix of a step without the tasks {absent}, got "
+                f"{type(error).__name__} ({said}); give every task a loss, or take a weighting for "
+                "any number of tasks"
+            ) from error
         if not isinstance(weights, Tensor):
             raise TypeError(f"weighting: must return a tensor, got {type(weights).__name__}")
         if weights.shape != (num_tasks,):
             raise ValueError(
                 f"weighting: must return {num_tasks} weights for a Gram matrix of "
                 f"{num_tasks} tasks, got shape {tuple(weights.shape)}"
+                + (f"; the tasks {absent} are absent in this step" if absent else "")
             )
         return weights.detach().to(gram.device, gram.dtype, non_blocking=True)
 
@@ -323,7 +372,9 @@ class MultiTaskOptimizer(TaskBlocks):
     def _own_state(self) -> dict[str, Any]:
         places = {parameter: place for place, parameter in enumerate(self._parameters())}
         in_rows, num_rows = self._step.buffer.layout()
+        weighting = state_of(self.weighting)
         return {
+            **({} if weighting is None else {"weighting": weighting}),
             "tasks": list(self._tasks.names),
             "seed": self.seed,
             "num_steps": self._clock.read(),
@@ -334,6 +385,16 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _check_own_state(self, own: Mapping[str, Any]) -> None:
         self._tasks.check_saved(own["tasks"])
+        check_integer("state_dict", own["seed"])
+        if "weighting" in own and state_of(self.weighting) is not None:
+            try:
+                take_back(copy.deepcopy(self.weighting), own["weighting"])
+            except Exception as error:
+                said = " ".join(str(error).split())
+                raise ValueError(
+                    f"state_dict: must be of an equal weighting, found another ({said}); make the "
+                    "optimizer with the weighting that the checkpoint was made with"
+                ) from error
 
     def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
         self._step.forget()
@@ -342,8 +403,10 @@ class MultiTaskOptimizer(TaskBlocks):
             self._replicas.ask_again()
         if own is None:
             return
-        self._tasks.restore(own["tasks"])
-        self._clock.restore(own["seed"], own["num_steps"])
+        self._tasks.restore([self._tasks.check(name) for name in own["tasks"]])
+        self._clock.restore(check_integer("state_dict", own["seed"]), own["num_steps"])
+        if "weighting" in own and state_of(self.weighting) is not None:
+            take_back(self.weighting, own["weighting"])
         parameters = list(self._parameters())
         in_rows = [parameters[place] for place in own["in_rows"]]
         self._step.buffer.restore(in_rows, own["num_rows"])
@@ -356,6 +419,7 @@ class MultiTaskOptimizer(TaskBlocks):
         if not buffer.touched():
             buffer.clear()
             return
+        self._check_watched(self._watched)
         of_tasks = sorted(buffer.slots)
         names = [self._tasks.names[task] for task in of_tasks]
         self._witness.saw(names)
@@ -372,7 +436,8 @@ class MultiTaskOptimizer(TaskBlocks):
         self.diagnostics.record(names, of_tasks, self._tasks.names, grams, weights, coefficients)
         self.diagnostics.record_groups(tuple(self._watched), watched)
         if self._step.handling == "apart":
-            by_slot = [of_tasks.index(task) for task in buffer.slots]
+            place = {task: place for place, task in enumerate(of_tasks)}
+            by_slot = [place[task] for task in buffer.slots]
             self._write(buffer, units, picked(weights.T, by_slot).T)
         buffer.clear()
 

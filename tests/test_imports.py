@@ -12,6 +12,7 @@ PACKAGE = ROOT / "gradsurgery"
 ORDER = [
     "shards",
     "memory",
+    "places",
     "rows",
     "buffer",
     "weighting",
@@ -43,6 +44,7 @@ ORDER = [
     "facade",
     "blocks",
     "last_weights",
+    "stateful",
     "wrapper",
     "optim",
     "",  # gradsurgery/__init__.py

@@ -171,6 +171,26 @@ def test_the_head_alone_is_enough():
     assert optimizer.diagnostics.num_nonfinite.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("choice", ["raise", "skip_task", "skip_step"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_gradient_without_elements_is_finite(wrapper, choice):
+    weight, empty = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.empty(0, 3))
+    base = torch.optim.SGD([weight, empty], lr=0.1)
+    optimizer = WRAPPERS[wrapper](base, on_nonfinite=choice)
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.backward({"a": 2 * weight + empty.sum(), "b": empty.sum(), "c": weight * 0})
+        optimizer.step()
+    assert weight.isfinite()
+    assert weight < 0.5
+    assert empty.grad.shape == (0, 3)
+    assert optimizer.diagnostics.num_nonfinite.tolist() == [0, 0, 0]
+
+
+def test_a_gradient_without_elements_is_looked_at_where_it_lies():
+    assert is_finite([torch.empty(0, device="meta")]).is_meta
+
+
 def test_counts_are_resumed():
     steps = [ALL, [("a", float("nan")), ("b", 1.0), ("c", 1.0)]]
     _, optimizer = trained("pcgrad", steps, on_nonfinite="skip_step")

@@ -5,12 +5,16 @@ never from the optimizer under test.
 """
 
 import copy
+import enum
 import io
 import itertools
 import math
 import pickle
 import weakref
 from collections import Counter, deque
+from decimal import Decimal
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -27,8 +31,11 @@ from torchjd.aggregation import (
     MGDA,
     AlignedMTL,
     AlignedMTLWeighting,
+    ConstantWeighting,
+    GradVacWeighting,
     IMTLGWeighting,
     MGDAWeighting,
+    PCDWeighting,
 )
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum, projection_order
@@ -275,6 +282,292 @@ def test_any_hashable_names_a_task():
         optimizer.step()
         assert_close(written(network.shared()), update, 1e-12)
     assert optimizer.diagnostics.tasks == tuple(names.values())
+
+
+class Plain(enum.Enum):
+    A = "a"
+
+
+class Name(str, enum.Enum):
+    A = "a"
+    B = "b"
+
+
+class Number(enum.IntEnum):
+    A = 4
+    B = 2
+
+
+class Pair(NamedTuple):
+    name: str
+    number: int
+
+
+EQUAL_NAMES = {
+    "np.str_": (np.array(["a", "b"]), ["a", "b"]),
+    "np.int64": (np.unique([7, 3]), [3, 7]),
+    "np.float32": (np.array([0.1, 0.5], dtype=np.float32), [float(np.float32(0.1)), 0.5]),
+    "np.bool_": (np.array([True, False]), [True, False]),
+    "str Enum": (list(Name), ["a", "b"]),
+    "IntEnum": (list(Number), [4, 2]),
+    "tuples": ([Pair(np.str_("a"), np.int8(1)), torch.Size([2])], [("a", 1), (2,)]),
+    "others": ([None, torch.float32, b"a"], [None, torch.float32, b"a"]),
+    "fraction": ([Fraction(1, 2), 1], [0.5, 1]),
+}
+
+
+def read_back(state):
+    """A checkpoint as it comes out of a file by torch's default."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("optimize", [PCGrad, LossSum, "weighted"], ids=str)
+@pytest.mark.parametrize("names", EQUAL_NAMES)
+def test_whatever_is_accepted_is_saved_as_its_plain_equal(names, optimize, declared):
+    given, equal = EQUAL_NAMES[names]
+    if optimize == "weighted":
+        optimize = lambda base, **o: WeightedSum(  # noqa: E731
+            base, dict(zip(given, np.arange(1, 1 + len(given)), strict=True)), **o
+        )
+    parameter = nn.Parameter(torch.tensor([0.5, 0.3]))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    optimizer = optimize(base, tasks=given) if declared else optimize(base)
+    losses = lambda: {n: (i + 1) * parameter.sum() for i, n in enumerate(given)}  # noqa: E731
+    optimizer.backward(losses())
+    optimizer.step()
+    optimizer.zero_grad()
+    for name, loss in losses().items():
+        with optimizer.task(name):
+            loss.backward()
+    optimizer.step()
+    assert list(optimizer.tasks) == equal
+    assert [type(name) for name in optimizer.tasks] == [type(name) for name in equal]
+    saved = read_back(optimizer.state_dict())
+    again = optimize(torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1))
+    again.load_state_dict(saved)
+    assert again.tasks == optimizer.tasks
+    with again.task(given[0]):
+        pass
+    assert again.tasks == optimizer.tasks
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        Plain.A,
+        ("a", Plain.A),
+        frozenset("a"),
+        math.nan,
+        ("a", math.nan),
+        Decimal("0.1"),
+        Fraction(1, 3),
+        object(),
+        int,
+        torch.zeros(()),
+        range(3),
+        2**2100,
+        np.datetime64("2020-01-01"),
+        ["a"],
+    ],
+    ids=lambda name: type(name).__name__,
+)
+def test_a_name_that_no_checkpoint_could_hold_is_refused(name):
+    parameter = nn.Parameter(torch.ones(2))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    with pytest.raises((TypeError, ValueError), match=r"^tasks: must ") as refusal:
+        PCGrad(base, tasks=[name, "b"])
+    assert "\n" not in str(refusal.value)
+    optimizer = PCGrad(base)
+    with pytest.raises((TypeError, ValueError), match=r"^task: must "), optimizer.task(name):
+        pass
+    assert optimizer.tasks == ()
+    assert parameter.grad is None
+    if isinstance(name, Plain):
+        assert str(refusal.value).endswith("use its .name")
+
+
+def test_names_that_are_equal_are_one_task():
+    optimizer = LossSum(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    for name in (1, True, 1.0, np.int64(1), "1"):
+        with optimizer.task(name):
+            pass
+    assert optimizer.tasks == (1, "1")
+    with pytest.raises(ValueError, match="must name each task once"):
+        LossSum(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), tasks=[1, True])
+
+
+@pytest.mark.parametrize(
+    "seed", [np.int64(5), np.uint8(5), Number.A, np.random.default_rng(0).integers(9)]
+)
+def test_a_seed_is_saved_as_an_int(seed):
+    optimizer = PCGrad(
+        torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1),
+        seed=seed,
+        every=np.int64(2),
+        start_step=np.int64(0),
+    )
+    assert type(read_back(optimizer.state_dict())["gradsurgery"]["seed"]) is int
+    optimizer.seed = np.int64(7)
+    assert type(optimizer.seed) is int
+    assert read_back(optimizer.state_dict())["gradsurgery"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "seed", [True, np.bool_(True), 1.0, np.float64(1), torch.tensor(1), "1", 2**2100]
+)
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    base = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises((TypeError, ValueError), match=r"^seed: must "):
+        PCGrad(base, seed=seed)
+    optimizer = PCGrad(base)
+    with pytest.raises((TypeError, ValueError), match=r"^seed: must "):
+        optimizer.seed = seed
+    assert optimizer.seed == 0
+
+
+class Slower:
+    """A weighting that remembers: the mean of all diagonals so far."""
+
+    def __init__(self):
+        self.num_calls, self.total = 0, None
+
+    def __call__(self, gram):
+        self.num_calls += 1
+        self.total = gram.diagonal().clone() + (0 if self.total is None else self.total)
+        return self.num_calls / self.total
+
+    def state_dict(self):
+        return {"num_calls": np.int64(self.num_calls), "total": self.total}
+
+    def load_state_dict(self, state):
+        self.num_calls, self.total = state["num_calls"], state["total"]
+
+
+class Buffered(nn.Module):
+    """The same in a buffer that is there from the start and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("total", None)
+
+    def forward(self, gram):
+        self.num_calls += 1
+        self.total = gram.diagonal().clone() + (0 if self.total is None else self.total)
+        return self.num_calls / self.total
+
+
+STATEFUL = {
+    "object": Slower,
+    "module": Buffered,
+    "nested": lambda: nn.Sequential(Buffered()),
+    "gradvac": GradVacWeighting,
+    "pcd": PCDWeighting,
+}
+
+
+def remembering_steps(parameter, optimizer, steps):
+    for step in steps:
+        torch.manual_seed(step)  # TorchJD draws from the global state
+        optimizer.zero_grad()
+        maps = torch.randn(3, 6, 6, dtype=torch.float64)
+        optimizer.backward([1e-2 * (m @ parameter - i).pow(2).sum() for i, m in enumerate(maps)])
+        optimizer.step()
+
+
+@pytest.mark.parametrize("weighting", STATEFUL)
+@pytest.mark.parametrize("num_steps", [0, 5])
+@pytest.mark.parametrize("num_before", [0, 3])  # of the optimizer that takes the state back
+def test_a_weighting_resumes_exactly(weighting, num_steps, num_before):
+    def build():
+        parameter = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+        base = torch.optim.SGD([parameter], lr=0.05)
+        return parameter, MultiTaskOptimizer(base, STATEFUL[weighting]())
+
+    parameter, optimizer = build()
+    remembering_steps(parameter, optimizer, range(num_steps))
+    state, weights = optimizer.state_dict(), parameter.detach().clone()
+    copied = copy.deepcopy((parameter, optimizer))
+    pickled = pickle.loads(pickle.dumps((parameter, optimizer)))
+    remembering_steps(parameter, optimizer, range(num_steps, num_steps + 5))
+    resumed = build()
+    remembering_steps(*resumed, range(num_before))
+    resumed[1].load_state_dict(read_back(state))
+    resumed[0].data.copy_(weights)
+    for other, stepper in (copied, pickled, resumed):
+        remembering_steps(other, stepper, range(num_steps, num_steps + 5))
+        assert torch.equal(other, parameter)
+    fresh = build()
+    fresh[0].data.copy_(weights)
+    remembering_steps(*fresh, range(num_steps, num_steps + 5))
+    assert torch.equal(fresh[0], parameter) == (num_steps == 0)
+
+
+def test_a_checkpoint_without_a_weightings_state_loads():
+    parameter = nn.Parameter(torch.ones(6, dtype=torch.float64))
+    base = torch.optim.SGD([parameter], lr=0.05)
+    plain = MultiTaskOptimizer(base, lambda gram: gram.new_ones(len(gram)))
+    assert "weighting" not in plain.state_dict()["gradsurgery"]
+    stateful = MultiTaskOptimizer(base, Slower())
+    remembering_steps(parameter, stateful, range(2))
+    stateful.load_state_dict(plain.state_dict())
+    assert stateful.weighting.num_calls == 2
+    plain.load_state_dict(stateful.state_dict())
+
+
+def test_a_weightings_state_that_it_refuses_changes_nothing():
+    parameter = nn.Parameter(torch.ones(6, dtype=torch.float64))
+    optimizer = MultiTaskOptimizer(torch.optim.Adam([parameter]), Buffered())
+    remembering_steps(parameter, optimizer, range(2))
+    before = optimizer.state_dict()
+    other = MultiTaskOptimizer(torch.optim.Adam([parameter], lr=9.0), nn.Sequential(Buffered()))
+    with pytest.raises(ValueError, match=r"^state_dict: must be of an equal weighting") as refusal:
+        optimizer.load_state_dict(other.state_dict())
+    assert "\n" not in str(refusal.value)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    saved, kept = (s["gradsurgery"]["weighting"]["state_dict"] for s in (before, after))
+    assert saved.keys() == kept.keys()
+    assert all(torch.equal(saved[name], kept[name]) for name in saved)
+
+
+def test_a_state_that_no_checkpoint_could_hold_is_refused_when_the_optimizer_is_made():
+    weighting = Slower()
+    weighting.total = object()
+    with pytest.raises(TypeError, match=r"^weighting: must "):
+        MultiTaskOptimizer(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), weighting)
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        ConstantWeighting(torch.tensor([1.0, 2.0, 3.0])),
+        lambda gram: gram @ gram.new_ones(3),
+        lambda gram: torch.ones(3),
+        lambda gram: gram[[0, 1, 2]].sum(-1),
+    ],
+)
+def test_a_weighting_for_all_tasks_is_told_which_is_absent(weighting):
+    parameter = nn.Parameter(torch.ones(2))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    optimizer = MultiTaskOptimizer(base, weighting, tasks="abc")
+    with pytest.raises(ValueError, match=r"^weighting: must .*\['b'\]") as refusal:
+        optimizer.backward({"a": parameter.sum(), "c": 2 * parameter.sum()})
+    assert "\n" not in str(refusal.value)
+    assert parameter.grad is None
+    optimizer.backward([parameter.sum() for _ in "abc"])
+
+
+def test_the_error_of_a_weighting_is_its_own_where_no_task_is_absent():
+    parameter = nn.Parameter(torch.ones(2))
+    wrong = ConstantWeighting(torch.tensor([1.0, 2.0, 3.0]))
+    optimizer = MultiTaskOptimizer(torch.optim.SGD([parameter], lr=0.1), wrong)
+    with pytest.raises(ValueError, match="should have 3 rows"):
+        optimizer.backward([parameter.sum(), parameter.sum()])
 
 
 def test_an_absent_task_leaves_the_others_to_each_other():
