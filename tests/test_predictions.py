@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks.multitask_bert.__main__ import main
 from benchmarks.multitask_bert.predictions import prediction_file
+from benchmarks.multitask_bert.tasks import TASKS
 
 RECIPE = "smet-walker/v1-dropout-0.3"
 
@@ -61,6 +62,50 @@ def test_one_split(finished, tmp_path):
         "sst-test-output.csv",
         "sts-test-output.csv",
     ]
+
+
+def write_data(folder: Path, without: str) -> Path:
+    """Writes dev and test files of three rows for the run's tasks, but for one file."""
+    folder.mkdir()
+    rows = {
+        "sst": "\tid\tsentence\tsentiment\n" + "".join(f"{n}\ts{n}\tgood\t3\n" for n in range(3)),
+        "quora": "\tid\tsentence1\tsentence2\tis_duplicate\n0\tq\ta\tb\t1\n",
+        "sts": "\tid\tsentence1\tsentence2\tsimilarity\n0\tt\ta\tb\t2.5\n",
+    }
+    for task, text in rows.items():
+        for split in ("dev", "test"):
+            if (name := TASKS[task].files[split]) != without:
+                (folder / name).write_text(text, encoding="utf-8")
+    return folder
+
+
+def test_a_test_file_that_is_not_there_is_left_out_and_named(finished, tmp_path, capsys):
+    data = write_data(tmp_path / "data", without="quora-test-student.csv")
+    arguments = ["predict", str(finished), "--data", str(data), "--out"]
+    assert main([*arguments, str(tmp_path / "both")]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(data / "quora-test-student.csv") in line
+    assert "--split dev" in line
+    names = ["para-dev", "sst-dev", "sst-test", "sts-dev", "sts-test"]
+    found = sorted(path.name for path in (tmp_path / "both").iterdir())
+    assert found == [f"{name}-output.csv" for name in names]
+    assert main([*arguments, str(tmp_path / "dev"), "--split", "dev"]) == 0
+    assert not capsys.readouterr().err
+    for path in (tmp_path / "dev").iterdir():
+        assert path.read_bytes() == (tmp_path / "both" / path.name).read_bytes()
+    assert main([*arguments, str(tmp_path / "test"), "--split", "test"]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert str(data / "quora-test-student.csv") in line
+    assert not (tmp_path / "test").exists()
+
+
+def test_a_dev_file_that_is_not_there_is_refused(finished, tmp_path, capsys):
+    data = write_data(tmp_path / "data", without="quora-dev.csv")
+    out = tmp_path / "out"
+    assert main(["predict", str(finished), "--data", str(data), "--out", str(out)]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "quora-dev.csv" in line
+    assert not out.exists()
 
 
 def test_what_is_refused(finished, tmp_path, capsys):

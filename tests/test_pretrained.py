@@ -360,6 +360,21 @@ def test_a_pickle_is_refused_with_the_remedy(folder):
     assert "save_pretrained" in message
 
 
+def test_weights_in_shards_are_refused_with_a_remedy_that_helps(original, tmp_path):
+    sharded = tmp_path / "sharded"
+    reference = BertModel.from_pretrained(original)
+    reference.save_pretrained(sharded, max_shard_size="2KB")
+    shutil.copy(original / "vocab.txt", sharded)
+    assert len(list(sharded.glob("model-*-of-*.safetensors"))) > 1
+    message = refusal(sharded)
+    assert f"{sharded}: the weights must be in one file, model.safetensors, got shards" in message
+    remedy = "BertModel.from_pretrained(folder).save_pretrained(folder, max_shard_size='100GB')"
+    assert message.endswith(remedy)
+    exec(remedy, {"BertModel": BertModel, "folder": sharded})
+    encoder, _ = load_encoder(str(sharded))
+    assert_holds(encoder, load_file(original / "model.safetensors"))
+
+
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
 def test_a_missing_file_is_named(folder, name):
     (folder / name).unlink()
@@ -381,8 +396,9 @@ def test_the_hub_is_asked_for_the_files_of_a_checkpoint_only(original, monkeypat
     monkeypatch.setattr(bert_files, "snapshot_download", download)
     encoder, _ = load_encoder("somebody/some-bert")
     assert_holds(encoder, load_file(original / "model.safetensors"))
-    files = ["config.json", "model.safetensors", "tokenizer.json", "tokenizer_config.json"]
-    assert asked == [("somebody/some-bert", [*files, "vocab.txt"])]
+    files = ["config.json", "model.safetensors", "model.safetensors.index.json"]
+    files += ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
+    assert asked == [("somebody/some-bert", files)]
 
 
 @pytest.mark.parametrize("reason", ["first line\nsecond line", ""])

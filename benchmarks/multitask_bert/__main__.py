@@ -99,10 +99,12 @@ def _analyze(options: argparse.Namespace) -> int:
 def _predict(options: argparse.Namespace) -> int:
     from benchmarks.multitask_bert.predictions import write_predictions
 
-    splits = (options.split,) if options.split else ("dev", "test")
     out = options.out or options.run / "predictions"
-    for path in write_predictions(options.run, options.data, out, splits):
+    written, lacking = write_predictions(options.run, options.data, out, options.split)
+    for path in written:
         print(path)
+    for path in lacking:
+        print(f"left out: {path} is not there; --split dev asks for no test file", file=sys.stderr)
     return 0
 
 

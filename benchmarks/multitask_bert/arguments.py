@@ -194,7 +194,11 @@ def make_parser() -> argparse.ArgumentParser:
     predict.add_argument(
         "--out", type=Path, metavar="DIR", help="default: the run folder's predictions/"
     )
-    predict.add_argument("--split", choices=("dev", "test"), help="that one alone, instead of both")
+    predict.add_argument(
+        "--split",
+        choices=("dev", "test"),
+        help="that one alone; default: both, without the test files that the data lack",
+    )
 
     listing = commands.add_parser(
         "list", help="every recipe with one line", description="Lists every recipe."

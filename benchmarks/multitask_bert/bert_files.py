@@ -11,6 +11,7 @@ from huggingface_hub import snapshot_download
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
+SHARDS = "model.safetensors.index.json"  # which of several files holds which weights
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocab.txt"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -46,6 +47,12 @@ def find(source: str) -> Path:
             f"so it is not loaded; if you trust it, convert it with transformers: "
             f"BertModel.from_pretrained(folder).save_pretrained(folder)"
         )
+    if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
+        raise CheckpointError(
+            f"{folder}: the weights must be in one file, {WEIGHTS}, got shards ({SHARDS}); make "
+            f"one file of them with transformers: BertModel.from_pretrained(folder)"
+            f".save_pretrained(folder, max_shard_size='100GB')"
+        )
     for name in (CONFIG, WEIGHTS):
         if not (folder / name).is_file():
             raise CheckpointError(
@@ -56,7 +63,7 @@ def find(source: str) -> Path:
 
 
 def _fetch(name: str) -> Path:
-    wanted = [CONFIG, WEIGHTS, TOKENIZER, VOCABULARY, TOKENIZER_CONFIG]
+    wanted = [CONFIG, WEIGHTS, SHARDS, TOKENIZER, VOCABULARY, TOKENIZER_CONFIG]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # its own, httpx's and the OS's, which share no narrower base

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -48,6 +49,12 @@ def load_corpus(
         raise DataError(f"{source}: must be a folder with the data files, found none; check it")
     read = {(task, split): read_split(source, task, split) for task, split in keys}
     return Corpus(source, _notice(source, read), read)
+
+
+def absent_file(source: str, task: str, split: str) -> Path | None:
+    """Return the file that a source lacks for one task's split, or None where it has it."""
+    path = Path(source) / TASKS[task].files[split]
+    return None if source == "synthetic" or os.path.lexists(path) else path
 
 
 def _notice(source: str, splits: Mapping[tuple[str, str], Split]) -> str:

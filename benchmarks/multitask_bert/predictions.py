@@ -10,7 +10,8 @@ import torch
 
 from benchmarks.multitask_bert.batches import evaluation_batches
 from benchmarks.multitask_bert.checkpoint import Origin, check_heads, load_model
-from benchmarks.multitask_bert.corpora import load_corpus
+from benchmarks.multitask_bert.corpora import absent_file, load_corpus
+from benchmarks.multitask_bert.data import Split
 from benchmarks.multitask_bert.encoders import make_encoder
 from benchmarks.multitask_bert.evaluate import predict
 from benchmarks.multitask_bert.model import MultiTaskModel
@@ -31,15 +32,19 @@ _BATCH = 32
 
 
 def write_predictions(
-    folder: Path, data: str | None, out: Path, splits: Sequence[str] = ("dev", "test")
-) -> list[Path]:
+    folder: Path, data: str | None, out: Path, split: str | None = None
+) -> tuple[list[Path], list[Path]]:
     """Predicts the dev and test splits with a run's best checkpoint.
 
     Args:
         folder: of a complete run.
         data: where the data are; where the run had them by default.
         out: where ``sst-dev-output.csv``, ``para-test-output.csv`` and so on are written.
-        splits: of ``dev`` and ``test``.
+        split: ``dev`` or ``test`` alone; by default both, but for the tasks whose data have no
+            test file.
+
+    Returns:
+        The files written, and the test files that the data lack.
 
     Raises:
         RecordError: the folder is not that of a complete run, or a file of it is damaged.
@@ -62,24 +67,37 @@ def write_predictions(
     recipe = Recipe.from_dict(config["recipe"])
     weights = folder / "model.safetensors"
     origin = Origin.of(config["recipe"], config["seed"])
-    corpus = load_corpus(data or config["data"], recipe.tasks, splits)
+    source = data or config["data"]
+    splits: dict[tuple[str, str], Split] = {}
+    lacking: list[Path] = []
+    for name in ("dev", "test") if split is None else (split,):
+        absent = {
+            task: path
+            for task in recipe.tasks
+            if (name, split) == ("test", None) and (path := absent_file(source, task, name))
+        }
+        lacking += absent.values()
+        present = [task for task in recipe.tasks if task not in absent]
+        splits |= load_corpus(source, present, [name]).splits
     encoder, tokenizer = make_encoder(config["encoder"], recipe)
     check_heads(weights, recipe, encoder.config.hidden_size)
     model = MultiTaskModel(encoder, recipe)
     load_model(weights, model, origin)
     written = []
     for task in recipe.tasks:
-        for name in splits:
-            split = corpus.splits[task, name]
+        for name in ("dev", "test"):
+            if (task, name) not in splits:
+                continue
+            examples = splits[task, name]
             tokenized = TokenizedSplit(
-                split, tokenizer, recipe.pairs.get(task, ""), recipe.max_length
+                examples, tokenizer, recipe.pairs.get(task, ""), recipe.max_length
             )
             found = predict(model, evaluation_batches(tokenized, _BATCH), torch.device("cpu"))
-            text = prediction_file(task, [example.id for example in split.examples], found)
+            text = prediction_file(task, [example.id for example in examples.examples], found)
             path = out / f"{_NAMES[task]}-{name}-output.csv"
             write_whole(path, text.encode())
             written.append(path)
-    return written
+    return written, lacking
 
 
 def prediction_file(task: str, ids: Sequence[str], predictions: Sequence[float]) -> str:
