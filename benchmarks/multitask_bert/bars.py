@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.plots import colour, finish, grid
 from benchmarks.multitask_bert.points import finite
 from benchmarks.multitask_bert.runs import CONSTANT, OVERALL, Row, Section, metric_title
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+_SURGERY = {name: method.title for name, method in METHODS.items() if method.is_surgery}
+_HATCHED = " or ".join(_SURGERY.values())
+_OPTIONS = {option for method in METHODS.values() for option in method.options}
 MIN_FLAT_WIDTH = 0.2  # of a bar, for its number to lie flat above it
 
 
@@ -38,7 +42,7 @@ def draw_methods(section: Section, rows: Sequence[Row]) -> Figure | None:
     axis.grid(axis="x", visible=False)
     axis.set_ylabel("dev metric of the best checkpoint")
     axis.set_ylim(top=1.05)
-    finish(figure, [axis], "Bar: mean over seeds, hatched for PCGrad. Dot: one seed.")
+    finish(figure, [axis], f"Bar: mean over seeds, hatched for {_HATCHED}. Dot: one seed.")
     return figure
 
 
@@ -52,7 +56,7 @@ def _draw_row(
         width=0.92 * width,
         color=filling,
         edgecolor="white",
-        hatch="///" if "PCGrad" in row.method else None,
+        hatch="///" if any(name in _SURGERY for name in row.methods) else None,
         label=row.label,
     )
     for at, values in found.items():
@@ -83,7 +87,7 @@ def _twins_together(rows: Sequence[Row]) -> list[Row]:
 
     def bare(content: Any) -> Any:
         if isinstance(content, dict):
-            left_out = {"id", "description", "assumed", "method", "reduction", "scope"}
+            left_out = {"id", "description", "assumed", "method", *_OPTIONS}
             return {k: bare(v) for k, v in content.items() if k not in left_out}
         return [bare(item) for item in content] if isinstance(content, list) else content
 

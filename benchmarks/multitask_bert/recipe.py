@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.tasks import TASKS
 
 # The vocabulary of the fields: every choice that a system of the reports makes. What this version
@@ -22,7 +23,6 @@ LOSSES = {
     "binary": ("bce",),
     "score": ("mse", "cosine-mse", "cosine-embedding", "mnr"),
 }
-METHODS = ("none", "loss-sum", "pcgrad")
 SAMPLINGS = ("joint", "round-robin", "proportional", "annealed", "sequential")
 EPOCHS = ("smallest", "largest", "batches")
 SELECTIONS = ("mean", "normalised", "last")  # or one of the recipe's tasks
@@ -263,7 +263,7 @@ def _check(recipe: Recipe) -> None:
     check(len(recipe.stages) > 0, "stages", "at least one", recipe.stages)
     for number, stage in enumerate(recipe.stages):
         where = f"stages.{number}"
-        check_choice(f"{where}.method", stage.method, METHODS)
+        check_choice(f"{where}.method", stage.method, list(METHODS))
         check_choice(f"{where}.sampling.name", stage.sampling.name, SAMPLINGS)
         check_choice(f"{where}.sampling.epoch", stage.sampling.epoch, EPOCHS)
         check_choice(f"{where}.start", stage.start, STARTS)

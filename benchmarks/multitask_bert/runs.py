@@ -12,11 +12,11 @@ from pathlib import Path
 from benchmarks.multitask_bert import metrics
 from benchmarks.multitask_bert.folders import Json, read_run, run_folders
 from benchmarks.multitask_bert.folders import Run as Run
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.points import number
 from benchmarks.multitask_bert.tasks import TASKS
 
 METRIC_TITLES = {"accuracy": "accuracy", "pearson": "Pearson r"}
-METHOD_TITLES = {"loss-sum": "loss sum", "pcgrad": "PCGrad"}
 OVERALL = {"mean": metrics.overall_mean, "normalised": metrics.overall_normalised}
 CONSTANT = "constant predictor"
 
@@ -35,9 +35,15 @@ class Row:
         return str(self.runs[0].recipe["id"])
 
     @property
+    def methods(self) -> list[str]:
+        """The names of the stages' methods, each once."""
+        return list(dict.fromkeys(_values_of(self.runs[0].recipe, "method")))
+
+    @property
     def method(self) -> str:
-        names = dict.fromkeys(_values_of(self.runs[0].recipe, "method"))
-        return " → ".join(METHOD_TITLES.get(name, name) for name in names) or "?"
+        """Their titles in the order of the stages."""
+        titles = [METHODS[name].title if name in METHODS else name for name in self.methods]
+        return " → ".join(titles) or "?"
 
     @property
     def label(self) -> str:

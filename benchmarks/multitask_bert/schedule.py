@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from benchmarks.multitask_bert.batches import BatchLoader
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.recipe import Recipe, Stage
 from benchmarks.multitask_bert.tokens import Batch
 from gradsurgery import (
     Annealed,
-    LossSum,
     MultiTaskLoader,
     MultiTaskOptimizer,
-    PCGrad,
     Proportional,
     RoundRobin,
     Sequential,
@@ -34,20 +34,16 @@ def make_optimizer(
     seed: int,
     process_group: ProcessGroup | None = None,
 ) -> MultiTaskOptimizer:
-    """The stage's method around an optimizer; a sum monitors conflicts where tasks meet."""
-    if stage.method == "pcgrad":
-        return PCGrad(
-            base,
-            tasks=tasks,
-            reduction=stage.reduction,
-            scope=stage.scope,
-            seed=seed,
-            process_group=process_group,
-        )
-    several = len(tasks) > 1 and stage.sampling.name == "joint"
-    return LossSum(
-        base, tasks=tasks, monitor=stage.monitored and several, process_group=process_group
-    )
+    """Puts the stage's method around an optimizer; a sum monitors conflicts where tasks meet."""
+    method = METHODS[stage.method]
+    options: dict[str, Any] = {name: getattr(stage, name) for name in method.options}
+    if method.is_surgery:
+        options["seed"] = seed
+    else:
+        several = len(tasks) > 1 and stage.sampling.name == "joint"
+        options["monitor"] = stage.monitored and several
+    make: type[MultiTaskOptimizer] = getattr(import_module("gradsurgery"), method.optimizer)
+    return make(base, tasks=tasks, process_group=process_group, **options)
 
 
 def steps_per_epoch(stage: Stage, lengths: Sequence[int], scale: float = 1.0) -> int:
