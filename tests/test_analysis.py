@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.multitask_bert import analysis
-from benchmarks.multitask_bert.analysis import analyze, analyze_all
-from benchmarks.multitask_bert.corpora import load_corpus
-from benchmarks.multitask_bert.data import Corpus, Example
+from benchmarks.multitask_bert.data.corpus import load_corpus
+from benchmarks.multitask_bert.data.files import Corpus, Example
+from benchmarks.multitask_bert.errors import analysis
+from benchmarks.multitask_bert.errors.analysis import analyze, analyze_all
 from benchmarks.multitask_bert.errors.features import has_negation, jaccard, words
 from benchmarks.multitask_bert.metrics import accuracy, pearson
 

@@ -9,12 +9,18 @@ import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
-from benchmarks.multitask_bert.batches import BatchLoader, evaluation_batches
-from benchmarks.multitask_bert.data import Example, Split
-from benchmarks.multitask_bert.recipe import PAIR_ENCODINGS
-from benchmarks.multitask_bert.scratch import word_tokenizer
-from benchmarks.multitask_bert.tokenized import JOINT, SIAMESE, SINGLE, UNLABELLED, TokenizedSplit
-from benchmarks.multitask_bert.tokens import Batch, Tokens
+from benchmarks.multitask_bert.batches.loader import BatchLoader, evaluation_batches
+from benchmarks.multitask_bert.batches.tokenized import (
+    JOINT,
+    SIAMESE,
+    SINGLE,
+    UNLABELLED,
+    TokenizedSplit,
+)
+from benchmarks.multitask_bert.batches.tokens import Batch, Tokens
+from benchmarks.multitask_bert.data.files import Example, Split
+from benchmarks.multitask_bert.model.tiny import word_tokenizer
+from benchmarks.multitask_bert.recipes.recipe import PAIR_ENCODINGS
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "##s", "good", "bad", "un", "##a"]
 

@@ -12,7 +12,8 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.multitask_bert.checkpoint import (
+from benchmarks.multitask_bert.records.record import RecordError
+from benchmarks.multitask_bert.training.checkpoint import (
     load_model,
     load_state,
     random_states,
@@ -20,7 +21,6 @@ from benchmarks.multitask_bert.checkpoint import (
     save_state,
     set_random_states,
 )
-from benchmarks.multitask_bert.record import RecordError
 
 CPU = torch.device("cpu")
 

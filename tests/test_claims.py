@@ -17,9 +17,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from benchmarks.multitask_bert.claims import Finding, findings
-from benchmarks.multitask_bert.claims.catalog import CLAIMS
 from benchmarks.multitask_bert.claims.examples import contributions, difference_error
+from benchmarks.multitask_bert.claims.findings import CLAIMS, Finding, findings
 from benchmarks.multitask_bert.claims.verdicts import (
     Each,
     Every,
@@ -27,13 +26,13 @@ from benchmarks.multitask_bert.claims.verdicts import (
     UntestedError,
     Within,
 )
-from benchmarks.multitask_bert.errors.significance import Estimate
 from benchmarks.multitask_bert.metrics import (
     accuracy_standard_error,
     pearson_standard_error,
 )
-from benchmarks.multitask_bert.runs import Section, find_runs, group_by_data
-from benchmarks.multitask_bert.systems import all_recipes
+from benchmarks.multitask_bert.recipes.catalog import all_recipes
+from benchmarks.multitask_bert.records.rows import Section, find_runs, group_by_data
+from benchmarks.multitask_bert.significance import Estimate
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -41,6 +40,7 @@ else:
     import tomli as tomllib
 
 ROOT = Path(__file__).parents[1]
+PUBLISHED = ROOT / "benchmarks/multitask_bert/report/published.toml"
 RECIPES = all_recipes()
 SIZES = {"sst": 1101, "quora": 20212, "sts": 863, "cfimdb": 245}
 METRICS = {"sst": 0.50, "quora": 0.80, "sts": 0.80}
@@ -146,7 +146,7 @@ def test_there_are_thirty_claims_in_order() -> None:
 
 @pytest.mark.parametrize("claim", CLAIMS, ids=lambda claim: claim.id)
 def test_a_claim_names_recipes_and_reports_that_exist(claim: Any) -> None:
-    published = tomllib.loads((ROOT / "benchmarks/multitask_bert/published.toml").read_text())
+    published = tomllib.loads(PUBLISHED.read_text())
     assert claim.check.recipes
     assert set(claim.check.recipes) <= RECIPES.keys()
     assert claim.sources
@@ -178,7 +178,7 @@ def test_the_published_numbers_as_two_seeds_each(
     report: str, supported: set[str], inconclusive: set[str], tmp_path: Path
 ) -> None:
     """Which way each claim goes; the smaller differences are within the error of dev examples."""
-    published = tomllib.loads((ROOT / "benchmarks/multitask_bert/published.toml").read_text())
+    published = tomllib.loads(PUBLISHED.read_text())
     for id, system in published["systems"].items():
         printed = {task: value for task, value in system["dev"].items() if task in SIZES}
         if system["report"] == report:
@@ -709,5 +709,7 @@ def test_several_numbers_together(parts: tuple[Within, ...], every: str, each: s
 
 
 def test_torch_is_not_imported() -> None:
-    program = "import sys, benchmarks.multitask_bert.claims; sys.exit('torch' in sys.modules)"
+    program = (
+        "import sys, benchmarks.multitask_bert.claims.findings; sys.exit('torch' in sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", program], cwd=ROOT, check=True)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.multitask_bert.corpora import load_corpus
-from benchmarks.multitask_bert.data import DataError, read_split
-from benchmarks.multitask_bert.synthetic import make_corpus
+from benchmarks.multitask_bert.data.corpus import load_corpus
+from benchmarks.multitask_bert.data.files import DataError, read_split
+from benchmarks.multitask_bert.data.synthetic import make_corpus
 
 REAL = Path(__file__).parents[1] / "../shared/data"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.multitask_bert.data import DataError, preprocess, read_split
+from benchmarks.multitask_bert.data.files import DataError, preprocess, read_split
 from benchmarks.multitask_bert.tasks import TASKS
 
 REAL = Path(__file__).parents[1] / "../shared/data"

@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from benchmarks.multitask_bert import packing
-from benchmarks.multitask_bert.bert_names import to_bert_names
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model import packing
+from benchmarks.multitask_bert.model.bert.names import to_bert_names
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
 
 CONFIGS = {
     "one head": EncoderConfig(31, 8, 1, 1, 12, max_positions=9, type_vocab_size=1),

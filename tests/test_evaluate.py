@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import nn
 
-from benchmarks.multitask_bert.batches import BatchLoader, evaluation_batches
-from benchmarks.multitask_bert.data import Example, Split
-from benchmarks.multitask_bert.evaluate import evaluate, legacy_metrics, predictions_of
-from benchmarks.multitask_bert.scratch import word_tokenizer
+from benchmarks.multitask_bert.batches.loader import BatchLoader, evaluation_batches
+from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.data.files import Example, Split
+from benchmarks.multitask_bert.model.tiny import word_tokenizer
 from benchmarks.multitask_bert.tasks import TASKS
-from benchmarks.multitask_bert.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.training.evaluate import evaluate, legacy_metrics, predictions_of
 
 CPU = torch.device("cpu")
 NUM_EXAMPLES = 23  # not a multiple of the batch size

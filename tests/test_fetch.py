@@ -18,8 +18,8 @@ import pooch
 import pytest
 from tqdm import tqdm
 
-from benchmarks.multitask_bert import fetch as fetch_module
-from benchmarks.multitask_bert.fetch import BASE_URL, REGISTRY, FetchError, describe, fetch
+from benchmarks.multitask_bert.data import fetch as fetch_module
+from benchmarks.multitask_bert.data.fetch import BASE_URL, REGISTRY, FetchError, describe, fetch
 from benchmarks.multitask_bert.tasks import TASKS
 
 SHARED = Path(__file__).parents[1] / "../shared/data"

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks.multitask_bert.losses import LOSSES
+from benchmarks.multitask_bert.model.losses import LOSSES
 
 SIGMOID_2 = 1 / (1 + math.exp(-2))
 

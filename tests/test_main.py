@@ -22,18 +22,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from benchmarks.multitask_bert import corpora, train
 from benchmarks.multitask_bert.__main__ import FIRST_SEED, main
-from benchmarks.multitask_bert.bert_names import to_bert_names
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.overrides import override
-from benchmarks.multitask_bert.plan import Plan
-from benchmarks.multitask_bert.recipe import Recipe
-from benchmarks.multitask_bert.record import Record
-from benchmarks.multitask_bert.scratch import settings
-from benchmarks.multitask_bert.synthetic import make_corpus, vocabulary
-from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, all_recipes, find
+from benchmarks.multitask_bert.data import corpus as corpora
+from benchmarks.multitask_bert.data.synthetic import make_corpus, vocabulary
+from benchmarks.multitask_bert.model.bert.names import to_bert_names
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model.tiny import settings
+from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, all_recipes, find
+from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.recipe import Recipe
+from benchmarks.multitask_bert.records.record import Record
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.training import loop as train
+from benchmarks.multitask_bert.training.plan import Plan
 from tests.reliability.outcome import FILES, TIMES
 
 ROOT = Path(__file__).parents[1]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from benchmarks.multitask_bert.markdown import MAX_TEXT, Page
+from benchmarks.multitask_bert.page.markdown import MAX_TEXT, Page
 
 
 def test_a_table_lines_up() -> None:

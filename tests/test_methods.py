@@ -9,8 +9,8 @@ import torch
 
 import gradsurgery
 from benchmarks.multitask_bert.methods import METHODS
-from benchmarks.multitask_bert.recipe import Stage
-from benchmarks.multitask_bert.schedule import make_optimizer
+from benchmarks.multitask_bert.recipes.recipe import Stage
+from benchmarks.multitask_bert.training.optimizers import make_optimizer
 
 
 @pytest.mark.parametrize("name", METHODS)

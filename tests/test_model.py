@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from benchmarks.multitask_bert.data import Example, Split
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.model import MultiTaskModel
-from benchmarks.multitask_bert.recipe import Head, Recipe, RecipeError
-from benchmarks.multitask_bert.scratch import word_tokenizer
-from benchmarks.multitask_bert.systems import find
-from benchmarks.multitask_bert.tokenized import TokenizedSplit
-from benchmarks.multitask_bert.tokens import Batch
+from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.batches.tokens import Batch
+from benchmarks.multitask_bert.data.files import Example, Split
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model.multitask import MultiTaskModel
+from benchmarks.multitask_bert.model.tiny import word_tokenizer
+from benchmarks.multitask_bert.recipes.catalog import find
+from benchmarks.multitask_bert.recipes.recipe import Head, Recipe, RecipeError
 
 WIDTH = 8
 PAIRS = (("a b c d", "b"), ("c", "d e f a"), ("e f", "e f"), ("d", "a"))

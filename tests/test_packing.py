@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from benchmarks.multitask_bert import packing
-from benchmarks.multitask_bert.packing import Packing
+from benchmarks.multitask_bert.model import packing
+from benchmarks.multitask_bert.model.packing import Packing
 
 LENGTHS = (6, 1, 4, 0, 3)
 RAGGED = torch.arange(6) < torch.tensor(LENGTHS)[:, None]

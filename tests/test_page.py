@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.multitask_bert.blocks import (
+from benchmarks.multitask_bert.page.document import (
     Block,
     Code,
     Details,
@@ -30,9 +30,9 @@ from benchmarks.multitask_bert.blocks import (
     strong,
     with_code,
 )
-from benchmarks.multitask_bert.markdown import inline, to_markdown
-from benchmarks.multitask_bert.page import POLICY, to_html
-from benchmarks.multitask_bert.report import report
+from benchmarks.multitask_bert.page.html_page import POLICY, to_html
+from benchmarks.multitask_bert.page.markdown import inline, to_markdown
+from benchmarks.multitask_bert.report.build import report
 from tests.made_up_runs import COSINE, PCGRAD, write_run
 
 EVIL = "</td></details><script>document.title='owned'</script><img src=x onerror=\"y()\">`*[a](b:c)"

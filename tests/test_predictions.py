@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks.multitask_bert.__main__ import main
-from benchmarks.multitask_bert.predictions import prediction_file
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.training.predictions import prediction_file
 
 RECIPE = "smet-walker/v1-dropout-0.3"
 

@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from transformers import BertConfig, BertModel
 
-from benchmarks.multitask_bert import bert_files
-from benchmarks.multitask_bert.bert_files import CheckpointError
-from benchmarks.multitask_bert.bert_names import to_bert_names
-from benchmarks.multitask_bert.encoder import MinBert
-from benchmarks.multitask_bert.pretrained import load_encoder
+from benchmarks.multitask_bert.model.bert import files as bert_files
+from benchmarks.multitask_bert.model.bert.files import CheckpointError
+from benchmarks.multitask_bert.model.bert.names import to_bert_names
+from benchmarks.multitask_bert.model.bert.weights import load_encoder
+from benchmarks.multitask_bert.model.encoder import MinBert
 
 WORDS = [
     "[PAD]",
@@ -416,8 +416,8 @@ def test_an_unknown_name_offline_is_one_line(tmp_path):
     # In a process of its own, because huggingface_hub reads the environment when imported.
     program = (
         "import sys\n"
-        "from benchmarks.multitask_bert.bert_files import CheckpointError\n"
-        "from benchmarks.multitask_bert.pretrained import load_encoder\n"
+        "from benchmarks.multitask_bert.model.bert.files import CheckpointError\n"
+        "from benchmarks.multitask_bert.model.bert.weights import load_encoder\n"
         "for name in sys.argv[1:]:\n"
         "    try: load_encoder(name)\n"
         "    except CheckpointError as error: print(error)"

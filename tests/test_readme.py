@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import gradsurgery
 from benchmarks.multitask_bert.__main__ import main
-from benchmarks.multitask_bert.systems import all_recipes
+from benchmarks.multitask_bert.recipes.catalog import all_recipes
 from gradsurgery import PCGrad
 from tests.oracle import every_update
 

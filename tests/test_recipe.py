@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from benchmarks.multitask_bert.overrides import override
-from benchmarks.multitask_bert.recipe import Head, Recipe, RecipeError, Sampling, Stage
-from benchmarks.multitask_bert.systems import all_recipes, find
+from benchmarks.multitask_bert.recipes.catalog import all_recipes, find
+from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.recipe import Head, Recipe, RecipeError, Sampling, Stage
 
 GENERAL = find("smet-walker/general-linear-loss-sum")
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.multitask_bert.record import Record, RecordError, environment, write_whole
+from benchmarks.multitask_bert.records.record import Record, RecordError, write_whole
+from benchmarks.multitask_bert.training.environment import environment
 
 
 @pytest.fixture

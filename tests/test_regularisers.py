@@ -8,13 +8,18 @@ import math
 import pytest
 import torch
 
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.model import MultiTaskModel
-from benchmarks.multitask_bert.overrides import override
-from benchmarks.multitask_bert.regularisers import SMOOTHNESS, Proximity, divergence, smoothness
-from benchmarks.multitask_bert.systems import find
+from benchmarks.multitask_bert.batches.tokens import Batch, Tokens
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model.multitask import MultiTaskModel
+from benchmarks.multitask_bert.model.regularisers import (
+    SMOOTHNESS,
+    Proximity,
+    divergence,
+    smoothness,
+)
+from benchmarks.multitask_bert.recipes.catalog import find
+from benchmarks.multitask_bert.recipes.overrides import override
 from benchmarks.multitask_bert.tasks import TASKS
-from benchmarks.multitask_bert.tokens import Batch, Tokens
 
 
 def make_model() -> MultiTaskModel:

@@ -14,8 +14,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from benchmarks.multitask_bert.report import report
-from benchmarks.multitask_bert.runs import OVERALL
+from benchmarks.multitask_bert.records.rows import OVERALL
+from benchmarks.multitask_bert.report.build import report
 from tests.made_up_runs import (
     COSINE,
     COSINE_PCGRAD,
@@ -39,7 +39,7 @@ PLOTS = ("learning-curves", "training-losses", "conflict-rates", "cosines", "met
 @pytest.fixture
 def markdown(monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Give ``report`` without its plots, which take a second or two."""
-    monkeypatch.setattr("benchmarks.multitask_bert.drawings.PLOTS", {})
+    monkeypatch.setattr("benchmarks.multitask_bert.report.plots.all.PLOTS", {})
     return report
 
 
@@ -113,7 +113,7 @@ def test_one_seed_and_a_system_without_published_number(
 
 
 PUBLISHED = tomllib.loads(
-    (Path(__file__).parents[1] / "benchmarks/multitask_bert/published.toml").read_text()
+    (Path(__file__).parents[1] / "benchmarks/multitask_bert/report/published.toml").read_text()
 )
 
 
@@ -272,7 +272,7 @@ def test_a_control_stands_below_what_it_controls(
 
 
 def test_every_control_names_what_it_controls() -> None:
-    from benchmarks.multitask_bert.systems import all_recipes
+    from benchmarks.multitask_bert.recipes.catalog import all_recipes
 
     recipes = all_recipes()
     printed = [table for key in PUBLISHED["reports"].values() for table in key["tables"]]
@@ -294,8 +294,8 @@ def test_noise_and_what_is_more(markdown: Callable[..., str], tmp_path: Path) ->
 
 
 def test_noise_of_an_overall_score_is_that_of_its_tasks(tmp_path: Path) -> None:
-    from benchmarks.multitask_bert.comparison import compare
-    from benchmarks.multitask_bert.runs import find_runs, group_by_data
+    from benchmarks.multitask_bert.records.rows import find_runs, group_by_data
+    from benchmarks.multitask_bert.report.comparison import compare
 
     values = (0.5, 0.52)
     for seed, value in enumerate(values):
@@ -336,7 +336,7 @@ def test_claims_are_told(
         SimpleNamespace(id="C1", claim="It | fails.", source="xu", verdict=verdict, evidence="`a`")
         for verdict in ("supported", "contradicted", "inconclusive", "not tested")
     ]
-    monkeypatch.setattr("benchmarks.multitask_bert.report.findings", lambda section: found)
+    monkeypatch.setattr("benchmarks.multitask_bert.report.build.findings", lambda section: found)
     folder = write_run(tmp_path, PCGRAD)
     lines = [" ".join(line.split()) for line in markdown([tmp_path]).splitlines()]
     for each in found:
@@ -442,8 +442,8 @@ def test_norms_before_and_after(markdown: Callable[..., str], tmp_path: Path) ->
 
 def test_cosines_by_layer(tmp_path: Path) -> None:
     """The mean over steps and seeds, the layers in their order, against numbers by hand."""
-    from benchmarks.multitask_bert.heatmaps import draw_layer_cosines
-    from benchmarks.multitask_bert.runs import find_runs, group_by_data
+    from benchmarks.multitask_bert.records.rows import find_runs, group_by_data
+    from benchmarks.multitask_bert.report.plots.heatmaps import draw_layer_cosines
 
     names = ["pooler", "layer 10", "embeddings", "layer 2"]
     for seed in range(2):
@@ -792,7 +792,8 @@ def test_no_runs(markdown: Callable[..., str], tmp_path: Path, name: str, found:
 def test_neither_torch_nor_a_window_is_needed(tmp_path: Path) -> None:
     write_run(tmp_path, PCGRAD)
     code = (
-        "import sys; from pathlib import Path; from benchmarks.multitask_bert.report import report;"
+        "import sys; from pathlib import Path;"
+        "from benchmarks.multitask_bert.report.build import report;"
         "assert 'matplotlib' not in sys.modules, 'imported before a plot is drawn';"
         "report([Path(sys.argv[1])]);"
         "print(sorted({'torch', 'matplotlib.pyplot', 'gradsurgery'} & set(sys.modules)))"

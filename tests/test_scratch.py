@@ -7,13 +7,13 @@ from dataclasses import replace
 import pytest
 import torch
 
-from benchmarks.multitask_bert.batches import evaluation_batches
-from benchmarks.multitask_bert.model import MultiTaskModel
-from benchmarks.multitask_bert.overrides import override
-from benchmarks.multitask_bert.scratch import settings, tiny_encoder
-from benchmarks.multitask_bert.synthetic import SIZES, make_corpus
-from benchmarks.multitask_bert.systems import all_recipes, find
-from benchmarks.multitask_bert.tokenized import JOINT, SIAMESE, TokenizedSplit
+from benchmarks.multitask_bert.batches.loader import evaluation_batches
+from benchmarks.multitask_bert.batches.tokenized import JOINT, SIAMESE, TokenizedSplit
+from benchmarks.multitask_bert.data.synthetic import SIZES, make_corpus
+from benchmarks.multitask_bert.model.multitask import MultiTaskModel
+from benchmarks.multitask_bert.model.tiny import settings, tiny_encoder
+from benchmarks.multitask_bert.recipes.catalog import all_recipes, find
+from benchmarks.multitask_bert.recipes.overrides import override
 
 RECIPE = find("smet-walker/v2-dropout-0.3")
 CORPUS = make_corpus(sizes={key: min(size, 400) for key, size in SIZES.items()})

@@ -16,16 +16,16 @@ import pytest
 import torch
 from torch import Tensor
 
-from benchmarks.multitask_bert.checkpoint import load_state, save_state
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.overrides import override
-from benchmarks.multitask_bert.plan import Plan
-from benchmarks.multitask_bert.recipe import Recipe, Regulariser, Stage
-from benchmarks.multitask_bert.record import RecordError
-from benchmarks.multitask_bert.scratch import settings, tiny_encoder
-from benchmarks.multitask_bert.synthetic import make_corpus
-from benchmarks.multitask_bert.systems import find
-from benchmarks.multitask_bert.train import Training, run
+from benchmarks.multitask_bert.data.synthetic import make_corpus
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model.tiny import settings, tiny_encoder
+from benchmarks.multitask_bert.recipes.catalog import find
+from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.recipe import Recipe, Regulariser, Stage
+from benchmarks.multitask_bert.records.record import RecordError
+from benchmarks.multitask_bert.training.checkpoint import load_state, save_state
+from benchmarks.multitask_bert.training.loop import Training, run
+from benchmarks.multitask_bert.training.plan import Plan
 
 TASKS = ("sst", "quora", "sts")
 CORPUS = make_corpus(sizes={(t, s): n for t in TASKS for s, n in (("train", 24), ("dev", 6))})

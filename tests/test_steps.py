@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from benchmarks.multitask_bert.steps import shuffle_seed
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.training.stage import shuffle_seed
 
 SEEDS = {"sst": 46844, "quora": 46845, "sts": 46846, "cfimdb": 46847}
 

@@ -10,14 +10,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.plan import Plan
-from benchmarks.multitask_bert.recipe import Recipe, Regulariser, Sampling, Stage
-from benchmarks.multitask_bert.record import Record
-from benchmarks.multitask_bert.scratch import tiny_encoder
-from benchmarks.multitask_bert.synthetic import make_corpus
-from benchmarks.multitask_bert.systems import all_recipes, find
-from benchmarks.multitask_bert.train import Training, run
+from benchmarks.multitask_bert.data.synthetic import make_corpus
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model.tiny import tiny_encoder
+from benchmarks.multitask_bert.recipes.catalog import all_recipes, find
+from benchmarks.multitask_bert.recipes.recipe import Recipe, Regulariser, Sampling, Stage
+from benchmarks.multitask_bert.records.record import Record
+from benchmarks.multitask_bert.training.loop import Training, run
+from benchmarks.multitask_bert.training.plan import Plan
 
 TASKS = ("sst", "quora", "sts", "cfimdb")
 CORPUS = make_corpus(

@@ -8,9 +8,9 @@ from itertools import combinations
 
 import pytest
 
-from benchmarks.multitask_bert import synthetic
-from benchmarks.multitask_bert.data import preprocess
-from benchmarks.multitask_bert.synthetic import SIZES, make_corpus, vocabulary
+from benchmarks.multitask_bert.data import synthetic
+from benchmarks.multitask_bert.data.files import preprocess
+from benchmarks.multitask_bert.data.synthetic import SIZES, make_corpus, vocabulary
 from benchmarks.multitask_bert.tasks import TASKS
 
 SMALL = {(task, split): 60 for task in ("sst", "quora", "sts") for split in ("train", "dev")}

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.multitask_bert.plan import check_runnable
-from benchmarks.multitask_bert.recipe import Recipe, RecipeError, Stage
-from benchmarks.multitask_bert.systems import SIDE_BY_SIDE, all_recipes, find, find_all
+from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, all_recipes, find, find_all
+from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, Stage
+from benchmarks.multitask_bert.training.plan import check_runnable
 
 INVENTORY_FILE = Path(__file__).parents[1] / "../shared/reference/results.json"
 INVENTORY = (

@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 import torch
 
-from benchmarks.multitask_bert.checkpoint import load_state
-from benchmarks.multitask_bert.locks import alone_in
-from benchmarks.multitask_bert.record import Record
+from benchmarks.multitask_bert.records.lock import alone_in
+from benchmarks.multitask_bert.records.record import Record
+from benchmarks.multitask_bert.training.checkpoint import load_state
 from tests.reliability.outcome import FILES, TIMES, outcome
 from tests.torchrun_worker import NUM_DEV, run
 

@@ -19,17 +19,15 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from benchmarks.multitask_bert import parts, train
-from benchmarks.multitask_bert import selection as selections
-from benchmarks.multitask_bert.batches import evaluation_batches
-from benchmarks.multitask_bert.checkpoint import load_model, load_state, save_state
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.evaluate import Evaluation, evaluate
+from benchmarks.multitask_bert.batches.loader import evaluation_batches
+from benchmarks.multitask_bert.data.synthetic import make_corpus
 from benchmarks.multitask_bert.metrics import overall_mean, overall_normalised
-from benchmarks.multitask_bert.model import MultiTaskModel
-from benchmarks.multitask_bert.overrides import override
-from benchmarks.multitask_bert.plan import Plan
-from benchmarks.multitask_bert.recipe import (
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model.multitask import MultiTaskModel
+from benchmarks.multitask_bert.model.tiny import settings, tiny_encoder
+from benchmarks.multitask_bert.recipes.catalog import find
+from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.recipe import (
     Head,
     Recipe,
     RecipeError,
@@ -37,11 +35,14 @@ from benchmarks.multitask_bert.recipe import (
     Sampling,
     Stage,
 )
-from benchmarks.multitask_bert.record import Record, RecordError
-from benchmarks.multitask_bert.scratch import settings, tiny_encoder
-from benchmarks.multitask_bert.synthetic import make_corpus
-from benchmarks.multitask_bert.systems import find
-from benchmarks.multitask_bert.train import Training, run
+from benchmarks.multitask_bert.records.record import Record, RecordError
+from benchmarks.multitask_bert.training import loop as train
+from benchmarks.multitask_bert.training import run_state as parts
+from benchmarks.multitask_bert.training import selection as selections
+from benchmarks.multitask_bert.training.checkpoint import load_model, load_state, save_state
+from benchmarks.multitask_bert.training.evaluate import Evaluation, evaluate
+from benchmarks.multitask_bert.training.loop import Training, run
+from benchmarks.multitask_bert.training.plan import Plan
 
 TASKS = ("sst", "quora", "sts")
 # In batches of 8: 5, 7 and 3 of them, so that a large data set is in its second pass late, and a

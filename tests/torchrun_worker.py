@@ -22,12 +22,13 @@ from unittest import mock
 
 import torch
 
-from benchmarks.multitask_bert import corpora, regularisers
 from benchmarks.multitask_bert.__main__ import main
-from benchmarks.multitask_bert.encoder import MinBert
-from benchmarks.multitask_bert.processes import joined
-from benchmarks.multitask_bert.record import Record
-from benchmarks.multitask_bert.synthetic import make_corpus
+from benchmarks.multitask_bert.data import corpus as corpora
+from benchmarks.multitask_bert.data.synthetic import make_corpus
+from benchmarks.multitask_bert.model import regularisers
+from benchmarks.multitask_bert.model.encoder import MinBert
+from benchmarks.multitask_bert.records.record import Record
+from benchmarks.multitask_bert.training.processes import joined
 
 # In batches of 32: two, three and one, so that a process is without a batch in an evaluation.
 NUM_DEV = {"sst": 45, "quora": 70, "sts": 12}

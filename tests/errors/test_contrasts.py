@@ -15,7 +15,7 @@ from benchmarks.multitask_bert.errors.contrasts import (
     RateContrast,
     bins,
 )
-from benchmarks.multitask_bert.errors.significance import Verdict
+from benchmarks.multitask_bert.significance import Verdict
 
 
 def flags(text: str) -> np.ndarray:

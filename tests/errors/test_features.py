@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.multitask_bert.data import preprocess, read_split
+from benchmarks.multitask_bert.data.files import preprocess, read_split
 from benchmarks.multitask_bert.errors.features import (
     Background,
     content_words,

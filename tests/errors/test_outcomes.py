@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from benchmarks.multitask_bert.errors.outcomes import Outcomes, read_outcomes
-from benchmarks.multitask_bert.runs import find_runs
+from benchmarks.multitask_bert.records.rows import find_runs
 
 PAIRS = {
     "a1": ("The mayor of Lima spoke.", "A mayor spoke.", 4.2),
@@ -186,5 +186,5 @@ def test_an_unfinished_run_is_refused(tmp_path: Path, events: tuple[Any, ...]) -
 
 
 def test_reading_takes_no_torch() -> None:
-    code = "import benchmarks.multitask_bert.analysis, sys; sys.exit('torch' in sys.modules)"
+    code = "import benchmarks.multitask_bert.errors.analysis, sys; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

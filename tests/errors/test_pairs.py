@@ -8,12 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from benchmarks.multitask_bert.data import Example
+from benchmarks.multitask_bert.data.files import Example
 from benchmarks.multitask_bert.errors.contrasts import Group
 from benchmarks.multitask_bert.errors.features import Background
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
 from benchmarks.multitask_bert.errors.pairs import PairErrors, binary_page, score_page
-from benchmarks.multitask_bert.errors.significance import Verdict
+from benchmarks.multitask_bert.significance import Verdict
 from benchmarks.multitask_bert.tasks import TASKS
 
 TEXTS = (

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks.multitask_bert.data import Example
+from benchmarks.multitask_bert.data.files import Example
 from benchmarks.multitask_bert.errors.features import Background
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
 from benchmarks.multitask_bert.errors.pairs import PairErrors

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from benchmarks.multitask_bert.errors.significance import (
+from benchmarks.multitask_bert.significance import (
     UNKNOWN,
     Estimate,
     Verdict,
