@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 THREE = ("sst", "quora", "sts")
 SIZES = {
     (task, split): 40 if split == "train" else 12

@@ -18,20 +18,17 @@ from types import MappingProxyType
 
 from benchmarks.multitask_bert.data.files import Corpus, Example, Split
 
+_SIZES = {  # train, dev, test
+    "sst": (5000, 400, 100),
+    "quora": (12000, 600, 100),
+    "sts": (4000, 400, 100),
+    "cfimdb": (1600, 240, 100),
+}
 SIZES: Mapping[tuple[str, str], int] = MappingProxyType(
     {
-        ("sst", "train"): 5000,
-        ("sst", "dev"): 400,
-        ("sst", "test"): 100,
-        ("quora", "train"): 12000,
-        ("quora", "dev"): 600,
-        ("quora", "test"): 100,
-        ("sts", "train"): 4000,
-        ("sts", "dev"): 400,
-        ("sts", "test"): 100,
-        ("cfimdb", "train"): 1600,
-        ("cfimdb", "dev"): 240,
-        ("cfimdb", "test"): 100,
+        (task, split): size
+        for task, sizes in _SIZES.items()
+        for split, size in zip(("train", "dev", "test"), sizes, strict=True)
     }
 )
 

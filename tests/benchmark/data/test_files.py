@@ -3,14 +3,14 @@ that must come of them; and the real files, where they are, against their publis
 
 import csv
 import pickle
-from pathlib import Path
 
 import pytest
 
 from benchmarks.multitask_bert.data.files import DataError, preprocess, read_split
 from benchmarks.multitask_bert.tasks import TASKS
+from tests.paths import SHARED
 
-REAL = Path(__file__).parents[1] / "../shared/data"
+REAL = SHARED / "data"
 
 SST = "\tid\tsentence\tsentiment\n"
 QUORA = "\tid\tsentence1\tsentence2\tis_duplicate\n"

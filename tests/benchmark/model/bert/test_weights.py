@@ -21,6 +21,7 @@ from benchmarks.multitask_bert.model.bert.files import CheckpointError
 from benchmarks.multitask_bert.model.bert.names import to_bert_names
 from benchmarks.multitask_bert.model.bert.weights import load_encoder
 from benchmarks.multitask_bert.model.encoder import MinBert
+from tests.paths import ROOT
 
 WORDS = [
     "[PAD]",
@@ -425,7 +426,7 @@ def test_an_unknown_name_offline_is_one_line(tmp_path):
     names = ["somebody/unknown", "not a name", "no/such/folder"]
     done = subprocess.run(
         [sys.executable, "-c", program, *names],
-        cwd=Path(__file__).parents[1],
+        cwd=ROOT,
         env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
         capture_output=True,
         text=True,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import struct
 import subprocess
 import zlib
@@ -33,14 +32,11 @@ from benchmarks.multitask_bert.page.document import (
 from benchmarks.multitask_bert.page.html_page import POLICY, to_html
 from benchmarks.multitask_bert.page.markdown import inline, to_markdown
 from benchmarks.multitask_bert.report.build import report
-from tests.made_up_runs import COSINE, PCGRAD, write_run
+from tests.benchmark.page.browser import BROWSER, needs_browser
+from tests.benchmark.records.made_up_runs import COSINE, PCGRAD, write_run
 
 EVIL = "</td></details><script>document.title='owned'</script><img src=x onerror=\"y()\">`*[a](b:c)"
 SIZES = {"phone": 390, "tablet": 768, "desktop": 1440}  # CSS pixels
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "google-chrome", "chrome"))), None)
-needs_browser = pytest.mark.skipif(
-    BROWSER is None, reason="no chromium or chrome on PATH; `make browser` installs one on Debian"
-)
 # Reads what a frame of each width made of the page, once all of them have loaded.
 PROBE = """
 addEventListener("load", () => {

@@ -33,13 +33,13 @@ from benchmarks.multitask_bert.metrics import (
 from benchmarks.multitask_bert.recipes.catalog import all_recipes
 from benchmarks.multitask_bert.records.rows import Section, find_runs, group_by_data
 from benchmarks.multitask_bert.significance import Estimate
+from tests.paths import ROOT
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-ROOT = Path(__file__).parents[1]
 PUBLISHED = ROOT / "benchmarks/multitask_bert/report/published.toml"
 RECIPES = all_recipes()
 SIZES = {"sst": 1101, "quora": 20212, "sts": 863, "cfimdb": 245}

@@ -35,10 +35,10 @@ from benchmarks.multitask_bert.records.record import Record
 from benchmarks.multitask_bert.tasks import TASKS
 from benchmarks.multitask_bert.training import loop as train
 from benchmarks.multitask_bert.training.plan import Plan
+from tests.paths import ROOT, SHARED
 from tests.reliability.outcome import FILES, TIMES
 
-ROOT = Path(__file__).parents[1]
-REAL_DATA = ROOT / "../shared/data"
+REAL_DATA = SHARED / "data"
 LOSS_SUM, PCGRAD = SIDE_BY_SIDE
 THREE = ("sst", "quora", "sts")
 SIZES = {

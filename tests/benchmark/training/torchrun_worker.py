@@ -1,8 +1,9 @@
 """What torchrun starts for `test_torchrun.py`: commands of the benchmark, one after the other.
 
-`python -m torch.distributed.run --nproc-per-node=2 -m tests.torchrun_worker FOLDER` does what
-FOLDER/commands.json says, in one process group, and leaves FOLDER/NUMBER.RANK.json of each: its
-exit status and what it printed. The exit status is that of the last one.
+`python -m torch.distributed.run --nproc-per-node=2 -m tests.benchmark.training.torchrun_worker
+FOLDER` does what FOLDER/commands.json says, in one process group, and leaves
+FOLDER/NUMBER.RANK.json of each: its exit status and what it printed. The exit status is that of the
+last one.
 """
 
 from __future__ import annotations

@@ -21,8 +21,9 @@ from tqdm import tqdm
 from benchmarks.multitask_bert.data import fetch as fetch_module
 from benchmarks.multitask_bert.data.fetch import BASE_URL, REGISTRY, FetchError, describe, fetch
 from benchmarks.multitask_bert.tasks import TASKS
+from tests.paths import SHARED
 
-SHARED = Path(__file__).parents[1] / "../shared/data"
+DATA = SHARED / "data"
 HEADER = b"\tid\tsentence1\tsentence2\tis_duplicate\n"
 FILES = {
     "first.csv": b"id\tsentence\n1\tone\n",
@@ -353,8 +354,8 @@ def test_the_registry_has_every_file_of_every_task():
     assert BASE_URL.startswith("https://")
 
 
-@pytest.mark.skipif(not SHARED.is_dir(), reason="../shared/data is not here")
+@pytest.mark.skipif(not DATA.is_dir(), reason="../shared/data is not here")
 def test_the_hashes_are_those_of_the_published_files():
     for name, sha256 in REGISTRY.items():
         if sha256 is not None:
-            assert hashlib.sha256((SHARED / name).read_bytes()).hexdigest() == sha256, name
+            assert hashlib.sha256((DATA / name).read_bytes()).hexdigest() == sha256, name

@@ -1,14 +1,13 @@
 """What ``--data`` names against the splits that must come of it, and the line about them."""
 
-from pathlib import Path
-
 import pytest
 
 from benchmarks.multitask_bert.data.corpus import load_corpus
 from benchmarks.multitask_bert.data.files import DataError, read_split
 from benchmarks.multitask_bert.data.synthetic import make_corpus
+from tests.paths import SHARED
 
-REAL = Path(__file__).parents[1] / "../shared/data"
+REAL = SHARED / "data"
 
 
 @pytest.fixture

@@ -24,10 +24,10 @@ import torch
 from benchmarks.multitask_bert.records.lock import alone_in
 from benchmarks.multitask_bert.records.record import Record
 from benchmarks.multitask_bert.training.checkpoint import load_state
+from tests.benchmark.training.torchrun_worker import NUM_DEV, run
+from tests.paths import ROOT
 from tests.reliability.outcome import FILES, TIMES, outcome
-from tests.torchrun_worker import NUM_DEV, run
 
-ROOT = Path(__file__).parents[1]
 LOSS_SUM, PCGRAD = "smet-walker/general-linear-loss-sum", "smet-walker/v2-dropout-0.3"
 SECONDS = 400  # all commands take 40 on an idle machine
 
@@ -83,7 +83,7 @@ def start(*arguments: str | Path) -> subprocess.Popen[str]:
 def start_commands(folder: Path, commands: list[dict[str, Any]]) -> subprocess.Popen[str]:
     folder.mkdir()
     (folder / "commands.json").write_text(json.dumps(commands))
-    return start("tests.torchrun_worker", folder)
+    return start("tests.benchmark.training.torchrun_worker", folder)
 
 
 def ended(process: subprocess.Popen[str]) -> tuple[int, str, str]:

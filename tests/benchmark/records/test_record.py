@@ -7,13 +7,13 @@ import json
 import os
 import re
 from datetime import datetime, timedelta, timezone
-from pathlib import Path
 
 import pytest
 import torch
 
 from benchmarks.multitask_bert.records.record import Record, RecordError, write_whole
 from benchmarks.multitask_bert.training.environment import environment
+from tests.paths import ROOT
 
 
 @pytest.fixture
@@ -213,7 +213,7 @@ def test_environment():
 
 def test_git_commit_is_that_of_the_checkout():
     commit = environment(torch.device("cpu"))["git_commit"]
-    if not (Path(__file__).parents[1] / ".git").exists():
+    if not (ROOT / ".git").exists():
         pytest.skip("this is no git checkout")
     assert re.fullmatch(r"[0-9a-f]{40}", commit)
 

@@ -16,7 +16,7 @@ import pytest
 
 from benchmarks.multitask_bert.records.rows import OVERALL
 from benchmarks.multitask_bert.report.build import report
-from tests.made_up_runs import (
+from tests.benchmark.records.made_up_runs import (
     COSINE,
     COSINE_PCGRAD,
     LOSS_SUM,
@@ -26,13 +26,14 @@ from tests.made_up_runs import (
     write_events,
     write_run,
 )
+from tests.paths import ROOT, SHARED
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-INVENTORY = Path(__file__).parents[1] / "../shared/reference/results.json"
+INVENTORY = SHARED / "reference/results.json"
 PLOTS = ("learning-curves", "training-losses", "conflict-rates", "cosines", "methods")
 
 
@@ -112,9 +113,7 @@ def test_one_seed_and_a_system_without_published_number(
     assert constant["normalised"] == f"{(0.26 + 0.62 + 0.5) / 3:.3f}"
 
 
-PUBLISHED = tomllib.loads(
-    (Path(__file__).parents[1] / "benchmarks/multitask_bert/report/published.toml").read_text()
-)
+PUBLISHED = tomllib.loads((ROOT / "benchmarks/multitask_bert/report/published.toml").read_text())
 
 
 def test_published_numbers_of_three_systems() -> None:
@@ -798,7 +797,7 @@ def test_neither_torch_nor_a_window_is_needed(tmp_path: Path) -> None:
         "report([Path(sys.argv[1])]);"
         "print(sorted({'torch', 'matplotlib.pyplot', 'gradsurgery'} & set(sys.modules)))"
     )
-    root = Path(__file__).parents[1]
+    root = ROOT
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code, str(tmp_path)],
         cwd=root,

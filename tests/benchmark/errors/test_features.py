@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -26,8 +24,9 @@ from benchmarks.multitask_bert.errors.features import (
     words,
 )
 from benchmarks.multitask_bert.tasks import TASKS
+from tests.paths import SHARED
 
-DATA = Path(__file__).parents[2] / "../shared/data"
+DATA = SHARED / "data"
 NO_DATA = "the course's data files are not at hand"
 
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 import json
 import re
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 
 from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, all_recipes, find, find_all
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, Stage
 from benchmarks.multitask_bert.training.plan import check_runnable
+from tests.paths import SHARED
 
-INVENTORY_FILE = Path(__file__).parents[1] / "../shared/reference/results.json"
+INVENTORY_FILE = SHARED / "reference/results.json"
 INVENTORY = (
     {item["id"]: item for item in json.loads(INVENTORY_FILE.read_text())}
     if INVENTORY_FILE.exists()
