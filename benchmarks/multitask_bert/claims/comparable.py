@@ -13,11 +13,9 @@ from benchmarks.multitask_bert.claims.verdicts import UntestedError
 from benchmarks.multitask_bert.recipes.catalog import all_recipes
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError
 from benchmarks.multitask_bert.records.rows import Row, Section
-from benchmarks.multitask_bert.records.run import Json
+from benchmarks.multitask_bert.records.run import SETTINGS, Json
 from benchmarks.multitask_bert.tasks import TASKS
 
-# What config.json says besides the recipe, and what an older one without it meant.
-SETTINGS = {"encoder": None, "max_steps": None, "scale": 1.0, "precision": None}
 NAMES = ("id", "description", "assumed")  # of a recipe; they decide no outcome
 MAX_REASONS = 3
 
@@ -90,20 +88,20 @@ def seeds_text(counts: list[int]) -> str:
 def steps_text(*rows: Row) -> str:
     steps = sorted({run.step for row in rows for run in row.runs})
     shown = f"{steps[0]:,}" if len(steps) == 1 else f"{steps[0]:,} to {steps[-1]:,}"
-    short = any(is_cut(row) or _setting(row, "scale") != 1 for row in rows)
+    short = any(is_cut(row) or row.runs[0].settings["scale"] != 1 for row in rows)
     return f"{shown} steps{', fewer than the recipe has' if short else ''}"
 
 
 def is_cut(row: Row) -> bool:
     """Whether the limit of steps ended the row's runs."""
-    limit = _setting(row, "max_steps")
+    limit = row.runs[0].settings["max_steps"]
     return isinstance(limit, int) and any(run.step >= limit for run in row.runs)
 
 
 def _differences(a: Row, b: Row) -> Iterator[str]:
     """What two rows differ in, and should not; and what they should differ in, and do not."""
     for name in SETTINGS:
-        values = [_setting(row, name) for row in (a, b)]
+        values = [row.runs[0].settings[name] for row in (a, b)]
         if values[0] != values[1]:
             yield f"{name} {values[0]} and {values[1]}"
     stated = [_stated(row.recipe_id) for row in (a, b)]
@@ -173,10 +171,6 @@ def _has_schedule(row: Row) -> bool:
     return len(stages) > 1 or any(
         (stage.get("sampling") or {}).get("name") == "annealed" for stage in stages
     )
-
-
-def _setting(row: Row, name: str) -> object:
-    return row.runs[0].config.get(name, SETTINGS[name])
 
 
 @cache

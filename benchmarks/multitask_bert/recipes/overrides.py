@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, is_number
@@ -44,7 +44,9 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
     for path in paths:
         keys = path.split(".")
         before, after = (
-            ", ".join(dict.fromkeys(_text(_get(place, keys)) for place in _places(each, keys[0])))
+            ", ".join(
+                dict.fromkeys(in_words(_get(place, keys)) for place in _places(each, keys[0]))
+            )
             for each in (original, fields)
         )
         if before != after:
@@ -65,12 +67,22 @@ def _parsed(text: str) -> Any:
         return text
 
 
-def _text(value: Any) -> str:
+def in_words(value: Any, of_one: Callable[[Any], str] = str) -> str:
+    """Write a field's value: one text where all entries of a mapping are the same.
+
+    Args:
+        value: as JSON has it.
+        of_one: writes what is no mapping.
+
+    Example:
+        >>> in_words({"sst": 16, "sts": 16}), in_words({"sst": 16, "sts": 8})
+        ('16', 'sst 16, sts 8')
+    """
     if isinstance(value, dict):
-        texts = {key: _text(each) for key, each in value.items()}
+        texts = {key: in_words(each, of_one) for key, each in value.items()}
         same = set(texts.values())
         return same.pop() if len(same) == 1 else ", ".join(f"{k} {v}" for k, v in texts.items())
-    return str(value)
+    return of_one(value)
 
 
 def _get(place: Any, keys: Sequence[str]) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Callable, Mapping
@@ -47,6 +48,15 @@ def is_event(content: object) -> bool:
         for names, is_kind in kinds.items()
         for name in names
     )
+
+
+def parse_event(line: bytes) -> dict[str, Any] | None:
+    """Read a line of ``metrics.jsonl``; None where it holds no event."""
+    try:
+        event: dict[str, Any] = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return event if is_event(event) else None
 
 
 def config_fault(content: Mapping[str, Any]) -> str | None:

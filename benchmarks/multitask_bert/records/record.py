@@ -12,6 +12,8 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+from benchmarks.multitask_bert.records.format import parse_event
+
 
 class RecordError(ValueError):
     """A run folder that cannot be used as asked."""
@@ -65,13 +67,13 @@ class Record:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError, RecursionError) as error:
+            found = (str(error).splitlines() or [type(error).__name__])[0]
             raise RecordError(
-                f"{path}: must be readable JSON, found {type(error).__name__}; "
-                "remove the run folder and run again"
+                f"{path}: must be readable JSON, found {found}; remove the run folder and run again"
             ) from error
         if not isinstance(content, dict):
             raise RecordError(
-                f"{path}: must be a JSON object, found a {type(content).__name__}; "
+                f"{path}: must be a JSON object, found {type(content).__name__}; "
                 "remove the run folder and run again"
             )
         return content
@@ -148,11 +150,8 @@ class Record:
             return
         for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
             if line.endswith(b"\n"):
-                try:
-                    event = json.loads(line)
-                except (ValueError, RecursionError):
-                    event = None
-                if not isinstance(event, dict) or "event" not in event:
+                event = parse_event(line)
+                if event is None:
                     raise RecordError(
                         f"{path}: line {number} must be an event, found something else; "
                         "remove the run folder and run again"

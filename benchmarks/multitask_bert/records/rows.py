@@ -158,9 +158,7 @@ def _notice(runs: Sequence[Run]) -> str:
 def _rows(runs: Iterable[Run]) -> tuple[Row, ...]:
     groups: dict[str, list[Run]] = {}
     for run in runs:
-        settings = {key: run.config.get(key) for key in ("encoder", "max_steps", "precision")}
-        settings["scale"] = run.config.get("scale", 1.0)
-        key = json.dumps([run.recipe, settings], sort_keys=True)
+        key = json.dumps([run.recipe, run.settings], sort_keys=True)
         groups.setdefault(key, []).append(run)
     ids = [str(group[0].recipe["id"]) for group in groups.values()]
     rows = []

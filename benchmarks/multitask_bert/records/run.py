@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -13,11 +12,15 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from benchmarks.multitask_bert import metrics
-from benchmarks.multitask_bert.records.format import config_fault, is_event
+from benchmarks.multitask_bert.records.format import config_fault, parse_event
+from benchmarks.multitask_bert.records.record import Record
 from benchmarks.multitask_bert.records.series import Points, number
 from benchmarks.multitask_bert.tasks import TASKS
 
 Json: TypeAlias = dict[str, Any]
+
+# What tells two runs of a recipe apart besides their seeds, and its value where it is not told.
+SETTINGS: Json = {"encoder": None, "max_steps": None, "scale": 1.0, "precision": None}
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,6 +41,11 @@ class Run:
     def recipe(self) -> Json:
         recipe: Json = self.config["recipe"]
         return recipe
+
+    @property
+    def settings(self) -> Json:
+        """The run's value of each of ``SETTINGS``."""
+        return {name: self.config.get(name, default) for name, default in SETTINGS.items()}
 
     @property
     def end(self) -> Json | None:
@@ -166,7 +174,8 @@ def read_run(folder: Path) -> Run:
     Raises:
         ValueError: Its configuration or its environment is damaged.
     """
-    config = _read_json(folder / "config.json")
+    record = Record(folder)
+    config = record.read_json("config.json")
     if (fault := config_fault(config)) is not None:
         raise ValueError(f"{folder / 'config.json'}: {fault}; run the recipe again")
     environment = folder / "environment.json"
@@ -174,28 +183,10 @@ def read_run(folder: Path) -> Run:
     return Run(
         folder=folder,
         config=config,
-        environment=_read_json(environment) if environment.is_file() else {},
+        environment=record.read_json("environment.json") if environment.is_file() else {},
         events=events,
         num_unreadable=num_unreadable,
     )
-
-
-def _read_json(path: Path) -> Json:
-    """Read a JSON object.
-
-    Raises:
-        ValueError: The file holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"{path}: must be JSON, found {reason}; run the recipe again") from None
-    if not isinstance(content, dict):
-        raise ValueError(
-            f"{path}: must be a JSON object, found {type(content).__name__}; run the recipe again"
-        )
-    return content
 
 
 def _read_events(path: Path) -> tuple[tuple[Json, ...], int]:
@@ -203,9 +194,9 @@ def _read_events(path: Path) -> tuple[tuple[Json, ...], int]:
     if not path.is_file():
         return (), 0
     *lines, last = path.read_bytes().split(b"\n")
-    events = [_parse_event(line) for line in lines]
+    events = [parse_event(line) for line in lines]
     # The last line lacks its end while a run is writing it, and for good where one was killed.
-    if (event := _parse_event(last)) is not None:
+    if (event := parse_event(last)) is not None:
         events.append(event)
     return tuple(event for event in events if event is not None), events.count(None)
 
@@ -225,14 +216,6 @@ def _read_predictions(path: Path) -> list[float]:
         with suppress(ValueError):
             found.append(float(text))
     return found
-
-
-def _parse_event(line: bytes) -> Json | None:
-    try:
-        event: Json = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return event if is_event(event) else None
 
 
 def _ratio(counts: Iterable[object], seconds: Iterable[object]) -> float:

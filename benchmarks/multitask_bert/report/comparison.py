@@ -11,13 +11,13 @@ from benchmarks.multitask_bert import metrics
 from benchmarks.multitask_bert.records.rows import OVERALL, Row, Section
 from benchmarks.multitask_bert.records.series import deviation
 from benchmarks.multitask_bert.report.published import is_other_split, printed_metrics
+from benchmarks.multitask_bert.significance import NUM_ERRORS
 from benchmarks.multitask_bert.tasks import TASKS
 
 STANDARD_ERRORS = {
     "accuracy": metrics.accuracy_standard_error,
     "pearson": metrics.pearson_standard_error,
 }
-NUM_ERRORS = 2  # standard errors within which a difference is noise
 
 
 @dataclass(frozen=True)

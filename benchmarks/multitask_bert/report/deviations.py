@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from benchmarks.multitask_bert.recipes.overrides import in_words
 from benchmarks.multitask_bert.records.rows import Row, Run, Section
 from benchmarks.multitask_bert.records.run import Json
 from benchmarks.multitask_bert.report.published import (
@@ -118,14 +119,10 @@ def _value(recipe: Json, keys: Iterable[str]) -> str:
             place = place[int(key) if isinstance(place, list) else key]
         except (KeyError, IndexError, TypeError, ValueError):
             return "?"
-    return _text(place)
+    return in_words(place, _of_one)
 
 
-def _text(value: Any) -> str:
-    if isinstance(value, dict):
-        texts = {key: _text(each) for key, each in value.items()}
-        same = set(texts.values())
-        return same.pop() if len(same) == 1 else ", ".join(f"{k} {v}" for k, v in texts.items())
+def _of_one(value: Any) -> str:
     if isinstance(value, list):
-        return ", ".join(map(_text, value)) or "none"
+        return ", ".join(in_words(each, _of_one) for each in value) or "none"
     return "none" if value is None else str(value)

@@ -120,7 +120,7 @@ def scale_note(rows: Sequence[Row]) -> Text:
     """Say which rows had their epochs shortened; empty where none had."""
     by_scale: dict[float, list[Row]] = {}
     for row in rows:
-        by_scale.setdefault(float(row.runs[0].config.get("scale", 1.0)), []).append(row)
+        by_scale.setdefault(float(row.runs[0].settings["scale"]), []).append(row)
     notes: list[Text] = []
     for scale, found in by_scale.items():
         if scale != 1:

@@ -49,7 +49,7 @@ def find(source: str) -> Path:
         )
     if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
         raise CheckpointError(
-            f"{folder}: the weights must be in one file, {WEIGHTS}, got shards ({SHARDS}); make "
+            f"{folder} has no {WEIGHTS}, but weights in shards ({SHARDS}), which are not read: make "
             f"one file of them with transformers: BertModel.from_pretrained(folder)"
             f".save_pretrained(folder, max_shard_size='100GB')"
         )
