@@ -49,8 +49,8 @@ def find(source: str) -> Path:
         )
     if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
         raise CheckpointError(
-            f"{folder} has no {WEIGHTS}, but weights in shards ({SHARDS}), which are not read: make "
-            f"one file of them with transformers: BertModel.from_pretrained(folder)"
+            f"{folder} has no {WEIGHTS}, but weights in shards ({SHARDS}), which are not read: "
+            f"make one file of them with transformers: BertModel.from_pretrained(folder)"
             f".save_pretrained(folder, max_shard_size='100GB')"
         )
     for name in (CONFIG, WEIGHTS):
