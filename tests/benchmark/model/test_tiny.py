@@ -11,7 +11,7 @@ from benchmarks.multitask_bert.batches.loader import evaluation_batches
 from benchmarks.multitask_bert.batches.tokenized import JOINT, SIAMESE, TokenizedSplit
 from benchmarks.multitask_bert.data.synthetic import SIZES, make_corpus
 from benchmarks.multitask_bert.model.multitask import MultiTaskModel
-from benchmarks.multitask_bert.model.tiny import settings, tiny_encoder
+from benchmarks.multitask_bert.model.tiny import settings, tiny_encoder, word_tokenizer
 from benchmarks.multitask_bert.recipes.catalog import all_recipes, find
 from benchmarks.multitask_bert.recipes.overrides import override
 
@@ -90,3 +90,17 @@ def test_weights_are_a_function_of_the_random_state():
         found.append(tiny_encoder(RECIPE)[0].pooler.weight)
     assert torch.equal(found[0], found[1])
     assert not torch.equal(found[0], found[2])
+
+
+def test_words_have_the_ids_of_their_places():
+    tokenizer = word_tokenizer(["film", "good", "."])
+    assert tokenizer.get_vocab() == {
+        "[PAD]": 0, "[UNK]": 1, "[CLS]": 2, "[SEP]": 3, "film": 4, "good": 5, ".": 6,
+    }  # fmt: skip
+    assert tokenizer.encode("GOOD film. films").ids == [5, 4, 6, 1]
+
+
+@pytest.mark.parametrize("vocabulary", [["a", "b", "a"], ["a", "[PAD]"]])
+def test_words_that_come_twice_are_refused(vocabulary):
+    with pytest.raises(ValueError, match=r"vocabulary must have each word once .* again; leave"):
+        word_tokenizer(vocabulary)
