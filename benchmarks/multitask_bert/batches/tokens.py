@@ -27,13 +27,13 @@ class Tokens:
         self.places = mask.flatten().nonzero().squeeze(1) if places is None else places
 
     def to(self, device: torch.device | str) -> Tokens:
-        """The same on a device."""
+        """Moves all tensors to a device."""
         return Tokens(
             *(x.to(device, non_blocking=True) for x in (self.ids, self.mask, self.places))
         )
 
     def widen(self, length: int, pad: int) -> Tokens:
-        """The same in rows of a length that is at least L, with padding at the end."""
+        """Widens the rows to a length that is at least L, with padding at the end."""
         before = self.ids.shape[1]
         if length == before:
             return self
@@ -115,7 +115,7 @@ class Batch:
         )
 
     def to(self, device: torch.device | str) -> Batch:
-        """The same on a device."""
+        """Moves all tensors to a device."""
         return Batch(
             self.task,
             self.first.to(device),

@@ -93,13 +93,13 @@ def steps_text(*rows: Row) -> str:
 
 
 def is_cut(row: Row) -> bool:
-    """Whether the limit of steps ended the row's runs."""
+    """Tells whether the limit of steps ended the row's runs."""
     limit = row.runs[0].settings["max_steps"]
     return isinstance(limit, int) and any(run.step >= limit for run in row.runs)
 
 
 def _differences(a: Row, b: Row) -> Iterator[str]:
-    """What two rows differ in, and should not; and what they should differ in, and do not."""
+    """Lists what two rows differ in, and should not; and what they should differ in, and do not."""
     for name in SETTINGS:
         values = [row.runs[0].settings[name] for row in (a, b)]
         if values[0] != values[1]:
@@ -125,7 +125,7 @@ def _differences(a: Row, b: Row) -> Iterator[str]:
 
 
 def _is_scaled(got: list[str | None], wanted: list[str | None]) -> bool:
-    """Whether one factor made both rows' numbers of those that the recipes have."""
+    """Tells whether one factor made both rows' numbers of those that the recipes have."""
     values = [json.loads(text or "null") for text in (*got, *wanted)]
     if not all(type(value) in (int, float) and value for value in values):
         return False
@@ -138,7 +138,7 @@ def _is_replaced(
     wanted: list[str | None],
     rows: list[tuple[dict[str, str], dict[str, str]]],
 ) -> bool:
-    """Whether one of two words gave way to a third, wherever that field of both rows had it."""
+    """Tells whether one of two words gave way to a third, wherever both rows had it."""
     if all(now != before for now, before in zip(got, wanted, strict=True)):
         return False
     became: dict[str, set[str | None]] = {}
@@ -151,7 +151,7 @@ def _is_replaced(
 
 
 def _is_common(path: str, got: list[str | None], done: list[dict[str, str]]) -> bool:
-    """Whether what one row alone has, a stage or a task, is set as elsewhere in the other."""
+    """Tells whether what one row alone has, a stage or a task, is set as elsewhere in the other."""
     if None not in got:
         return False
     other = done[got.index(None)]
@@ -166,7 +166,7 @@ def _field(path: str) -> str:
 
 
 def _has_schedule(row: Row) -> bool:
-    """Whether later epochs of a row's recipe are of another kind than the first."""
+    """Tells whether later epochs of a row's recipe are of another kind than the first."""
     stages = row.runs[0].recipe.get("stages") or []
     return len(stages) > 1 or any(
         (stage.get("sampling") or {}).get("name") == "annealed" for stage in stages

@@ -149,7 +149,7 @@ def _share(metric: str, task: str, tasks: list[str]) -> float:
 
 
 def _is_monitored(row: Row) -> bool:
-    """Whether any stage logged conflicts for their own sake, as all did before they could not."""
+    """Tells whether any stage logged conflicts for their own sake, as all once had to."""
     return any(stage.get("monitored", True) for stage in row.runs[0].recipe.get("stages") or ())
 
 

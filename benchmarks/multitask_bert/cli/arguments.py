@@ -36,12 +36,12 @@ def num_processes() -> int:
 
 
 def is_first_process() -> bool:
-    """Whether this is the one of them that prints."""
+    """Tells whether this is the one of them that prints."""
     return num_processes() == 1 or os.environ.get("RANK", "0") == "0"
 
 
 def one_line(error: BaseException) -> str:
-    """What an error says, in one line that a terminal can show.
+    """Writes what an error says in one line that a terminal can show.
 
     >>> one_line(ValueError("two\\nlines"))
     'two lines'

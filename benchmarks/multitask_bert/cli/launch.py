@@ -91,7 +91,7 @@ def _say(processes: Processes, text: str, *, is_error: bool = False) -> None:
 
 
 def _plans(options: argparse.Namespace, given: list[str], processes: Processes) -> list[Plan]:
-    """What the command asks for, all of it checked before anything is written."""
+    """Plans what the command asks for, all of it checked before anything is written."""
     is_builtin = options.data == "synthetic"
     encoder = options.encoder or ("tiny" if is_builtin else "bert-base-uncased")
     if encoder == "tiny" and not is_builtin:
@@ -181,7 +181,7 @@ def _devices(device: torch.device, processes: Processes) -> str:
 
 
 def _command(given: list[str], processes: Processes) -> list[str]:
-    """What started these processes."""
+    """Returns what started these processes."""
     module = ["-m", "benchmarks.multitask_bert", *given]
     if processes.number == 1:
         return ["python", *module]

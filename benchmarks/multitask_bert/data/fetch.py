@@ -143,7 +143,7 @@ def _download(path: Path, url: str, sha256: str | None, progress: bool) -> None:
 
 
 def _fault(path: Path, name: str, sha256: str | None) -> str | None:
-    """What keeps the file at ``path`` from being the published one, as far as that is known."""
+    """Says what keeps the file at ``path`` from being the published one, as far as is known."""
     try:
         if sha256 is not None:
             found = pooch.file_hash(str(path))
@@ -167,7 +167,7 @@ def _failure(path: Path, url: str, found: str) -> FetchError:
 
 
 def _reason(error: OSError) -> str:
-    """What went wrong at the bottom, without the layers of libraries above it."""
+    """Says what went wrong at the bottom, without the layers of libraries above it."""
     if isinstance(error, RequestException) and error.response is not None:
         return f"HTTP status {error.response.status_code} {error.response.reason}"
     cause: BaseException = error

@@ -195,7 +195,7 @@ def _meaning(rng: random.Random) -> _Meaning:
 
 
 def _changed(rng: random.Random, meaning: _Meaning, num_slots: int, negated: bool) -> _Meaning:
-    """The same but for ``num_slots`` slots, which get another concept each."""
+    """Copies a meaning and gives ``num_slots`` of its slots another concept each."""
     concepts = list(meaning.concepts)
     for slot in rng.sample(range(len(_SLOTS)), num_slots):
         step = rng.randrange(1, _NUM_CONCEPTS[slot])

@@ -86,7 +86,7 @@ class EncoderConfig:
 
 
 class EncoderOutput(NamedTuple):
-    """What the encoder returns.
+    """Holds what the encoder returns.
 
     Args:
         hidden: the last layer's output per token, zero at padded positions.

@@ -83,7 +83,7 @@ class Packing:
         return attended.to(packed.dtype)
 
     def _wasteful_lengths(self, num_heads: int) -> list[int] | None:
-        """Of the rows, if one row at a time is faster than all of them padded."""
+        """Returns the rows' lengths, if one row at a time is faster than all of them padded."""
         if self._mask is None:
             return None
         lengths: list[int] = self._mask.sum(1).tolist()
@@ -98,7 +98,7 @@ class Packing:
 
 
 def _attend_rows(packed: Tensor, lengths: list[int], dropout: float) -> Tensor:
-    """The same for one row after the other."""
+    """Attends within one row after the other."""
     query, key, value = packed.permute(1, 2, 0, 3).unbind(0)  # [H, N, D / H] each
     query = query * query.shape[-1] ** -0.5
     attended = []

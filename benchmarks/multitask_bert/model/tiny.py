@@ -15,7 +15,7 @@ from benchmarks.multitask_bert.recipes.recipe import Recipe
 
 
 def settings(recipe: Recipe) -> list[str]:
-    """What suits a random encoder of this size better than the recipe's fine-tuning does.
+    """Returns what suits a random encoder of this size better than the recipe's fine-tuning does.
 
     Larger steps, no dropout inside, a pooling that does not rest on a pretrained [CLS], and pairs
     in one sequence, whose words a small network then aligns by position.

@@ -114,7 +114,7 @@ class Stage:
     monitored: bool = True
 
     def loss_weights(self, tasks: Sequence[str]) -> dict[str, float]:
-        """What each task's mean loss is multiplied by; 1 on average.
+        """Returns what each task's mean loss is multiplied by; 1 on average.
 
         Example:
             >>> stage = Stage(batch_size={"sst": 6, "sts": 2}, weighting="sample")
@@ -174,7 +174,7 @@ class Recipe:
         _check(self)
 
     def in_every_stage(self, **fields: Any) -> Recipe:
-        """The same recipe with fields of all its stages set."""
+        """Returns the recipe with fields of all its stages set."""
         stages = tuple(dataclasses.replace(stage, **fields) for stage in self.stages)
         return dataclasses.replace(self, stages=stages)
 
@@ -294,5 +294,5 @@ def _check(recipe: Recipe) -> None:
 
 
 def is_number(value: object) -> bool:
-    """Whether a field holds a number, which a bool is none of."""
+    """Tells whether a field holds a number, which a bool is none of."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)

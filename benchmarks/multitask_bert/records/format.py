@@ -26,7 +26,7 @@ _ID = re.compile(r"(?!\.\.?(/|$))[^/\\\0-\x1f]+(/(?!\.\.?(/|$))[^/\\\0-\x1f]+)*"
 
 
 def is_event(content: object) -> bool:
-    """Whether it is an event: what it has of the known entries, each of its kind.
+    """Tells whether it is an event: what it has of the known entries, each of its kind.
 
     >>> is_event({"event": "dev", "step": 7, "metrics": {"sst": 0.5}})
     True
@@ -60,7 +60,7 @@ def parse_event(line: bytes) -> dict[str, Any] | None:
 
 
 def config_fault(content: Mapping[str, Any]) -> str | None:
-    """What keeps it from being a run's configuration, as "rule, found what"; None where it is one.
+    """Says what keeps it from being a configuration, as "rule, found what"; None where it is one.
 
     >>> config_fault({"recipe": {"id": "../../home"}, "seed": 5})
     "recipe.id must be names with a slash between them, found '../../home'"

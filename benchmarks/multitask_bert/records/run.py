@@ -77,7 +77,7 @@ class Run:
         return metrics.is_degenerate(predictions, TASKS[task].kind)
 
     def _was_degenerate(self, task: str) -> bool:
-        """What the run itself said of the best checkpoint, where its predictions are gone."""
+        """Reads what the run itself said of the best checkpoint, where its predictions are gone."""
         best = [event for event in self.by_step("dev").values() if event.get("best")]
         return bool(best) and task in (best[-1].get("degenerate") or [])
 

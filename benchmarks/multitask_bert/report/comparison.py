@@ -42,7 +42,7 @@ class Comparison:
 
     @property
     def is_noise(self) -> bool:
-        """Whether the difference is within two standard errors."""
+        """Tells whether the difference is within two standard errors."""
         return abs(self.difference) <= NUM_ERRORS * self.standard_error
 
 

@@ -97,7 +97,7 @@ _METADATA = "gradsurgery"
 
 
 def _told(metadata: Mapping[str, str]) -> dict[str, str]:
-    """What the header of a model says of itself.
+    """Holds what the header of a model says of itself.
 
     Raises:
         ValueError: it is damaged.

@@ -89,7 +89,7 @@ def legacy_metrics(
     outputs: Tensor,  # [N] or [N, C]
     labels: Tensor,  # [N]
 ) -> dict[str, float]:
-    """What evaluations with faults of the starter code's early versions print for these outputs.
+    """Computes what evaluations with faults of the starter code's early versions print.
 
     ``sigmoid`` squeezes the similarity scores before Pearson's correlation, ``integer-labels`` cuts
     the fraction off their labels, ``both`` does both; ``double-sigmoid`` rounds a paraphrase

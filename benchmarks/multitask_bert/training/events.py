@@ -71,7 +71,7 @@ def train_event(
 
 
 def shown(event: Event) -> dict[str, str]:
-    """What the progress bar shows of a "train" event."""
+    """Writes what the progress bar shows of a "train" event."""
     texts = {task: f"{loss:.3f}" for task, loss in event["losses"].items()}
     texts["samples/s"] = f"{event['samples'] / max(event['seconds'], 1e-9):.0f}"
     rates = [rate for rate in (event["conflict_rate"] or {}).values() if rate is not None]

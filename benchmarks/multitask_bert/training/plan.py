@@ -26,7 +26,7 @@ OPTIONS = {"smart": SMOOTHNESS, "bregman": PROXIMITY}
 
 @dataclass
 class Plan:
-    """What a run is made of.
+    """Holds what a run is made of.
 
     Args:
         recipe: with every deviation applied.

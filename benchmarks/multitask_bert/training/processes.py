@@ -55,7 +55,7 @@ class Processes:
 
     @property
     def is_first(self) -> bool:
-        """Whether this is the process that writes and prints."""
+        """Tells whether this is the process that writes and prints."""
         return self.rank == 0
 
     @property
@@ -94,7 +94,7 @@ class Processes:
             self._meet(_FINE)
 
     def any(self, flag: bool) -> bool:
-        """Whether a flag is set in any of them; raises as :meth:`meet`."""
+        """Tells whether a flag is set in any of them; raises as :meth:`meet`."""
         return flag if self.number == 1 else self._meet(_ASKED if flag else _FINE) == _ASKED
 
     def gather(self, value: T) -> list[T]:
@@ -108,7 +108,7 @@ class Processes:
         return found
 
     def from_first(self, make: Callable[[], T]) -> T:
-        """What the first process makes, in all of them; raises as :meth:`together`."""
+        """Gives all of them what the first process makes; raises as :meth:`together`."""
         if self.number == 1:
             return make()
         made: list[T | None] = [None]

@@ -141,6 +141,6 @@ def _average(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _seed_of(seed: int, rank: int) -> int:
-    """Of what a process draws by itself, such as dropout; the first one goes on with the seed."""
+    """Seeds what a process draws by itself, such as dropout; the first goes on with the seed."""
     digest = hashlib.blake2b(f"{seed} process {rank}".encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") >> 1

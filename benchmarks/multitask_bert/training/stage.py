@@ -30,7 +30,7 @@ Draw = tuple[str, Batch]  # a task, and a batch of it
 
 
 class Steps:
-    """What a stage trains with, from its first step on.
+    """Holds what a stage trains with, from its first step on.
 
     Of several processes each trains on its part of every batch, and the gradient of each task is
     that of the loss of the whole batch.
@@ -135,7 +135,7 @@ class Steps:
         return means
 
     def state_dict(self) -> dict[str, Any]:
-        """What an exact resume needs; it is the same in all processes."""
+        """Returns what an exact resume needs; it is the same in all processes."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "loader": self.loader.state_dict(),

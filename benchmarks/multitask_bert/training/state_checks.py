@@ -30,7 +30,7 @@ MALFORMED = (
 
 
 def check_progress(progress: Progress, recipe: Recipe) -> None:
-    """Whether a run of the recipe can be so far."""
+    """Checks that a run of the recipe can be so far."""
     _check(progress.stage < len(recipe.stages), "stage", progress.stage)
     _check(progress.epoch <= recipe.stages[progress.stage].epochs, "epoch", progress.epoch)
     best = progress.best_metrics
@@ -42,7 +42,7 @@ def check_progress(progress: Progress, recipe: Recipe) -> None:
 def check_encoders(
     encoders: object, recipe: Recipe, stage: int, like: Mapping[str, Tensor]
 ) -> None:
-    """Whether they are those that the stages before have ended with.
+    """Checks that they are those that the stages before have ended with.
 
     Args:
         encoders: their weights.
@@ -61,7 +61,7 @@ def check_encoders(
 
 
 def check_tensors(name: str, found: object, like: Mapping[str, Tensor]) -> None:
-    """Whether they are tensors of the same names, shapes and types."""
+    """Checks that they are tensors of the same names, shapes and types."""
     _check(isinstance(found, Mapping), f"{name} that is a", type(found).__name__)
     assert isinstance(found, Mapping)
     _check(set(found) == set(like), f"{name} with other names, such as", set(found) ^ set(like))
@@ -70,7 +70,7 @@ def check_tensors(name: str, found: object, like: Mapping[str, Tensor]) -> None:
 
 
 def check_steps(state: Mapping[str, Any], steps: Steps, progress: Progress) -> None:
-    """Whether they are the optimizer, the loader and the losses of the stage."""
+    """Checks that they are the optimizer, the loader and the losses of the stage."""
     tasks = list(steps.num_batches)
     _check_optimizer(state["optimizer"], steps, progress)
     for task, place in state["loader"]["loaders"].items():
@@ -86,7 +86,7 @@ def check_steps(state: Mapping[str, Any], steps: Steps, progress: Progress) -> N
 
 
 def check_losses(parts: Sequence[Mapping[str, Any]], counts: Collection[str]) -> None:
-    """Whether the processes have the losses that are counted.
+    """Checks that the processes have the losses that are counted.
 
     Args:
         parts: what each process saved of its own.

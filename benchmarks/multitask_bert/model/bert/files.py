@@ -113,5 +113,5 @@ def some(names: Iterable[str]) -> str:
 
 
 def summary(error: BaseException) -> str:
-    """What another library says, of a length that fits into a line."""
+    """Shortens what another library says to a length that fits into a line."""
     return str(error).strip()[:300] or type(error).__name__
