@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 import gradsurgery
 from benchmarks.multitask_bert.__main__ import main
-from benchmarks.multitask_bert.systems import all_recipes
+from benchmarks.multitask_bert.recipes.catalog import all_recipes
 from gradsurgery import PCGrad
 from tests.oracle import every_update
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING}

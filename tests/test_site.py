@@ -18,9 +18,9 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 import gradsurgery
-from tests.browser import answer_of, needs_browser
+from tests.benchmark.page.browser import answer_of, needs_browser
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 SIZES = {"phone": 390, "desktop": 1440}  # CSS pixels
 LOOKED_AT = (
     "index",
