@@ -84,6 +84,12 @@ class FeatureGradients:
         """All gradients of one loss."""
         return [self.grads[place], *self.heads[place].values()]
 
+    def scale_heads(self, place: int, weight: float) -> None:
+        """Multiplies what one loss sends around the features by the weight of that loss."""
+        if weight != 1.0:
+            heads = self.heads[place]
+            self.heads[place] = {leaf: grad * weight for leaf, grad in heads.items()}
+
     def back_propagate(self, update: Tensor, retain_graph: bool) -> None:  # [F]
         """Adds to ``.grad`` what an update of the features comes to in the leaves below, and the
         gradients of the leaves that were reached around them."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.buffer import GradientBuffer
+from gradsurgery.memory import grad_dtype
 
 _DATA = Tensor.data.__get__  # type: ignore[attr-defined]
 _LARGEST = 1 << 16  # elements: what the seal may cost beside the rows
@@ -109,7 +110,11 @@ class Seal:
 
 
 def _may_bear(parameter: Tensor) -> bool:
-    return type(parameter) in (Tensor, torch.nn.Parameter) and parameter.numel() <= _LARGEST
+    return (
+        type(parameter) in (Tensor, torch.nn.Parameter)
+        and parameter.numel() <= _LARGEST
+        and grad_dtype(parameter) in (None, parameter.dtype)
+    )
 
 
 def _found(values: Any) -> Iterator[_Zeros]:

@@ -490,7 +490,8 @@ class MultiTaskOptimizer(TaskBlocks):
             return Units(group["params"] for group in self.base.param_groups)
         if self.granularity == "tensor":
             kept = set(buffer.touched() if self.scope == "all" else buffer.shared())
-            return Units([parameter] for parameter in self._parameters() if parameter in kept)
+            if kept:
+                return Units([parameter] for parameter in self._parameters() if parameter in kept)
         return Units()
 
     def _kernels(self, reached: Iterable[Tensor]) -> ModuleType:
@@ -523,6 +524,8 @@ class MultiTaskOptimizer(TaskBlocks):
             weights, coefficients = self._weigh(gram[None], of_tasks)
             mixed = weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
             update = chosen.combine(mixed, found.grads, found.grads[0])
+        for place, task in enumerate(of_tasks):
+            found.scale_heads(place, self._loss_weight(task))
         found.back_propagate(update, retain_graph)
         self.diagnostics.record(
             names, of_tasks, self._tasks.names, gram[None], weights, coefficients

@@ -168,7 +168,12 @@ class PlainLoops:
         self.scale = max(self.scale, size) if np.isfinite(size) else self.scale
         if size > 1e4 and np.isfinite(size):
             raise Unclear
+        declared = self.options.shared
+        alone = {} if declared is None else {k: v for k, v in total.items() if k not in declared}
+        if handling == "apart":
+            self.add_to_grad(alone)
         if handling == "apart" or self.options.monitor:
+            total = total if handling != "apart" else {k: total[k] for k in total if k not in alone}
             into = self.pending.setdefault(task, {})
             for key, values in total.items():
                 into[key] = into[key] + values if key in into else values
@@ -227,7 +232,7 @@ class PlainLoops:
         plain = self.begin() == "plain"
         tasks = sorted((self.number(name), loss) for name, loss in losses.items())
         rows, beyond = [], []
-        for _, loss in tasks:
+        for task, loss in tasks:
             found = torch.autograd.grad(loss, leaves, retain_graph=True, allow_unused=True)
             of_features = np.concatenate(
                 [
@@ -242,6 +247,9 @@ class PlainLoops:
                 self.names, self.handling = names, handling
                 raise
             rows.append(grads.pop(""))
+            if self.options.method == "weighted sum":
+                weight = self.options.task_weights[self.names[task]]
+                grads = {key: weight * values for key, values in grads.items()}
             beyond.append(grads)
         matrix = np.stack(rows)
         self.check_sizes(matrix)
@@ -272,7 +280,7 @@ class PlainLoops:
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``."""
         pending, self.pending = self.pending, {}
-        if not pending:
+        if not any(pending.values()):
             return
         options = self.options
         tasks = sorted(pending)
@@ -377,6 +385,7 @@ class PlainLoops:
             self.zero_grad()
             return
         self.surgery()
+        counts = self.handling is not None
         self.stepped = any(self.parameters[name].grad is not None for name in self.held)
         if closure is None:
             self.base.step()
@@ -384,10 +393,12 @@ class PlainLoops:
             evaluate = closure
 
             def with_surgery() -> Any:
+                nonlocal counts
                 loss = evaluate()
                 self.surgery()
+                counts |= self.handling is not None
                 return loss
 
             self.base.step(with_surgery)
-        self.num_steps += 1
+        self.num_steps += counts
         self.handling = None

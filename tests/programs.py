@@ -356,6 +356,10 @@ class Run:
         if "shared" in options:
             named = dict(model.named_parameters())
             options["shared"] = [named[name] for name in options["shared"]]
+        if self.program.method in ("pcgrad", "equal norms"):
+            options["warn"] = (
+                False  # steps of one task are meant, and gradients are looked at early
+            )
         return METHODS[self.program.method](self.bare(model), **options)
 
     @np.errstate(invalid="ignore", over="ignore")
@@ -834,7 +838,7 @@ class Drawing:
         num_groups = 2 if base != "lbfgs" and self.chance("two groups") else 1
         actions = self.draw_actions(method, trunk, len(heads))
         if options.get("shared") is not None:
-            options["shared"] = tuple(f"trunk.{place}" for place in self.places)
+            options["shared"] = tuple(f"trunk.{place}" for place in self.some(self.places))
         return Program(
             tuple(trunk), heads, head_of, names, base, method, options, num_groups, tuple(actions)
         )
@@ -874,7 +878,7 @@ class Drawing:
             options["reduction"] = "mean"
         if self.chance("granularity"):
             options["granularity"] = self.one_of("group", "tensor")
-        if self.chance("shared=", 5):
+        if "scope" not in options and self.chance("shared=", 5):
             options["shared"] = ()
         if method == "pcgrad":
             options["seed"] = self.one_of(0, 1, 12345, -3, 2**40 + 1)

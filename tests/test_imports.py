@@ -33,6 +33,7 @@ ORDER = [
     "witness",
     "tasks",
     "losses",
+    "roots",
     "attached",
     "seal",
     "step",

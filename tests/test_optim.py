@@ -1270,7 +1270,7 @@ def test_a_base_that_differentiates_gradients_is_told_that_it_cannot():
 
 def test_a_gradient_of_a_gradient_may_be_part_of_a_task():
     parameter = nn.Parameter(torch.tensor([0.5, 0.3], dtype=torch.float64))
-    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1), warn=False)
     with optimizer.task("a"):
         (grad,) = torch.autograd.grad(parameter.pow(3).sum(), parameter, create_graph=True)
         (parameter.sum() + grad.square().sum()).backward()
@@ -1830,6 +1830,7 @@ def begun(num_steps):
     return module, optimizer, losses, expected
 
 
+@pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
 @pytest.mark.parametrize("num_steps", [0, 3])
 def test_a_conversion_between_the_blocks_and_the_step(num_steps):
     module, optimizer, losses, expected = begun(num_steps)
@@ -1854,6 +1855,7 @@ def test_another_shape_between_the_blocks_and_the_step_is_refused(num_steps):
     torch.testing.assert_close(module.weight.grad.double().flatten(), expected)
 
 
+@pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
 def test_another_type_between_the_blocks_is_refused():
     module, optimizer, _, _ = begun(3)
     module.double()

@@ -223,7 +223,8 @@ class Training:
                 break
             # Layer by layer only where somebody is told, since each layer costs a pass.
             is_logged = self._is_logged(progress.step + 1)
-            watched = self._layers if is_logged and stage.monitored else {}
+            shares = stage.monitored and stage.trainable == "all"
+            watched = self._layers if is_logged and shares else {}
             progress.samples += steps.take(batches, watched)
             progress.step += 1
             bar.update()
