@@ -51,7 +51,7 @@ toc_object_entries_show_parents = "hide"
 nitpicky = True
 nitpick_ignore_regex = [
     (r"py:\w+", r"(torch|collections|contextlib|typing|matplotlib)\..*"),
-    (r"py:class", r"Optimizer|ProcessGroup|Axes|gradsurgery\.\w+\.Batch"),
+    (r"py:class", r"Optimizer|ProcessGroup|Axes|gradsurgery\.[\w.]+\.Batch"),
     (
         r"py:class",
         r"Granularity|OnNonfinite|Shared|Weighting",

@@ -2,12 +2,12 @@
 
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.kernels.reference import combine, gram_matrix
-from gradsurgery.loader import MultiTaskLoader
-from gradsurgery.optim import LossSum, PCGrad, WeightedSum
-from gradsurgery.random_sampling import Annealed, Proportional, Shuffled, Temperature
-from gradsurgery.sampling import RoundRobin, Sequential, TaskSampler
-from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
-from gradsurgery.wrapper import MultiTaskOptimizer
+from gradsurgery.methods.order import pcgrad_coefficients, pcgrad_weights, projection_order
+from gradsurgery.methods.sums import LossSum, PCGrad, WeightedSum
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.sampling.loader import MultiTaskLoader
+from gradsurgery.sampling.random_samplers import Annealed, Proportional, Shuffled, Temperature
+from gradsurgery.sampling.samplers import RoundRobin, Sequential, TaskSampler
 
 __version__ = "0.1.0"
 

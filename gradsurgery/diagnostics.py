@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from gradsurgery.places import placed_pairs
+from gradsurgery.gradients.places import placed_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -8,7 +8,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gradsurgery.weighting import pcgrad_coefficients as pcgrad_coefficients
+from gradsurgery.methods.order import pcgrad_coefficients as pcgrad_coefficients
 
 
 def gram_matrix(

@@ -1,7 +1,7 @@
 """The passes over the per-task gradients in Triton, and the projection between them.
 
 ``gram_matrix`` and ``combine`` are those of :mod:`gradsurgery.kernels.reference`, the projection
-that of :mod:`gradsurgery.weighting`: same arguments, same results up to rounding.
+that of :mod:`gradsurgery.methods.order`: same arguments, same results up to rounding.
 
 **Bytes and FLOPs.** The Gram matrix reads ``T·P`` numbers once; combine reads them again and writes
 ``P``. Products are float64, as in the reference, because they cost nothing where it matters: with
@@ -20,10 +20,10 @@ but what the result and the partial sums take. A first call compiles, and a firs
 ``bounds`` copies a table to the device: warm up before capturing a CUDA graph.
 """
 
-from gradsurgery.kernels.fused.blocks import INTERPRETED
-from gradsurgery.kernels.fused.products import gram_matrices, gram_matrix
+from gradsurgery.kernels.fused.columns import INTERPRETED
+from gradsurgery.kernels.fused.combine import combine, combine_segments
+from gradsurgery.kernels.fused.gram import gram_matrices, gram_matrix
 from gradsurgery.kernels.fused.projection import pcgrad_coefficients
-from gradsurgery.kernels.fused.sums import combine, combine_segments
 
 __all__ = [
     "INTERPRETED",

@@ -14,7 +14,7 @@ def pcgrad_coefficients(
     gram: Tensor,  # [..., T, T]
     order: Tensor,  # [..., T, T]
 ) -> Tensor:  # [..., T, T]
-    """The same as :func:`gradsurgery.weighting.pcgrad_coefficients`, in one launch."""
+    """The same as :func:`gradsurgery.methods.order.pcgrad_coefficients`, in one launch."""
     num_tasks = gram.shape[-1]
     batch = torch.broadcast_shapes(gram.shape, order.shape)
     grams = gram.expand(batch).reshape(-1, num_tasks, num_tasks)

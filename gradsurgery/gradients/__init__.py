@@ -1,0 +1,1 @@
+"""Gradients of tasks in memory: rows of a flat buffer, and `.grad`."""

@@ -1,0 +1,398 @@
+"""The per-task gradients of one step: who touched which parameter, in which flat row they lie."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsurgery.gradients.memory import as_grad, flat, grad_dtype, is_whole, real, strides_of
+from gradsurgery.gradients.places import picked, placed_pairs
+from gradsurgery.gradients.rows import Rows, Units
+from gradsurgery.gradients.shards import Spread, local, spread, total
+
+Grams = Callable[[Tensor, Sequence[int]], Tensor]
+Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
+
+_LOOSE_COLUMNS = 1 << 20
+
+
+@dataclass
+class GradientBuffer:
+    """Keeps each task's gradient apart until surgery has turned them into one.
+
+    Gradients of the parameters that several tasks reached in an earlier step lie in rows ``[T, P]``
+    of one flat tensor for each device and type. Any other gradient is kept as autograd made it: a
+    parameter that one task alone reaches never costs a row, and the first step, in which nobody
+    knows yet what is shared, holds T gradients and not twice as many.
+
+    Of a parameter that is sharded over processes, everything here is the part of this one; only the
+    Gram matrices are summed over all.
+
+    Complex gradients are kept as twice as many real numbers, as torch's optimizers see them.
+
+    Tasks take slots in the order of their arrival, so that the rows in use are always the first.
+
+    A combined gradient lies in the memory of the first task's, a row's too. Where somebody still
+    holds it when the next step is about to write there, that memory is left to them, and the
+    parameter's gradients are handed out as copies from then on.
+
+    Args:
+        dtype: type of the rows; ``None`` keeps that of the gradients.
+    """
+
+    dtype: torch.dtype | None = None
+    slots: dict[int, int] = field(default_factory=dict)  # task -> slot
+    _touched: dict[Tensor, set[int]] = field(default_factory=dict)  # parameter -> slots
+    _loose: dict[Tensor, dict[int, Tensor]] = field(default_factory=dict)
+    _row_sets: list[Rows] = field(default_factory=list)
+    _home: dict[Tensor, Rows] = field(default_factory=dict)
+    _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
+    _dtypes: dict[Tensor, torch.dtype] = field(default_factory=dict)  # of gradients, any allowed
+    _copied: set[Tensor] = field(default_factory=set)  # whose gradients somebody keeps
+    _most_tasks: int = 0  # in any step so far
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the flat rows."""
+        return sum(
+            rows.matrix.untyped_storage().nbytes()
+            for rows in self._row_sets
+            if rows.matrix is not None
+        )
+
+    def holds(self, grad: Tensor) -> bool:
+        """Whether a gradient lies in the rows, where the next capture would overwrite it."""
+        part = local(grad)
+        place = part.data_ptr()
+        for rows in self._row_sets:
+            if rows.matrix is not None and rows.device == part.device:
+                begin = rows.matrix.data_ptr()
+                if begin <= place < begin + rows.matrix.untyped_storage().nbytes():
+                    return True
+        return False
+
+    def in_rows(self) -> Mapping[Tensor, object]:
+        """The parameters whose gradients are copied to the rows, and otherwise only read."""
+        return self._home
+
+    def capture(self, task: int, grads: Sequence[tuple[Tensor, Tensor]], *, copy: bool) -> None:
+        """Adds gradients to those that a task has in this step.
+
+        Args:
+            task: the task's number.
+            grads: pairs of a parameter and its gradient.
+            copy: whether the caller goes on using the gradients; otherwise they become ours.
+        """
+        if not self.slots:
+            self._prepare()
+        self._check_dtypes(grads)
+        self._unsettle()
+        slot = self.slots.setdefault(task, len(self.slots))
+        for rows in self._row_sets:
+            rows.reserve(slot + 1)
+        targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
+        for parameter, given in grads:
+            grad = local(given)
+            if grad.is_complex():
+                grad = real(grad)
+            slots = self._touched.setdefault(parameter, set())
+            again = slot in slots
+            slots.add(slot)
+            home = self._home.get(parameter)
+            if home is not None:
+                target = home.view(parameter, slot)
+            elif again:
+                target = self._loose[parameter][slot]
+            else:
+                kept = self._keep(parameter, grad, copy=copy)
+                self._loose.setdefault(parameter, {})[slot] = kept
+                continue
+            targets[again][0].append(target)
+            targets[again][1].append(grad)
+        for again, (into, new) in targets.items():
+            if again and into:
+                torch._foreach_add_(into, [g.to(t.dtype) for t, g in zip(into, new, strict=True)])
+            elif into:
+                torch._foreach_copy_(into, new)
+
+    def shared(self) -> list[Tensor]:
+        """Parameters that two or more tasks have reached in this step."""
+        return [parameter for parameter, slots in self._touched.items() if len(slots) > 1]
+
+    def touched(self) -> list[Tensor]:
+        """Parameters that any task has reached in this step."""
+        return list(self._touched)
+
+    def grads_of(self, parameter: Tensor) -> dict[int, Tensor]:
+        """A parameter's gradients in this step, by task, before settle()."""
+        slots = self._touched.get(parameter, ())
+        loose = self._loose.get(parameter, {})
+        return {
+            task: loose[slot] if slot in loose else self._home[parameter].view(parameter, slot)
+            for task, slot in self.slots.items()
+            if slot in slots
+        }
+
+    def settle(self) -> None:
+        """Makes the rows ready for the passes: what no task reached is zero, what one task alone
+        reached leaves the rows."""
+        self.check_shapes()
+        num_slots = len(self.slots)
+        blank: list[Tensor] = []
+        for rows in self._row_sets:
+            for parameter in rows.segments:
+                slots = self._touched.get(parameter, set())
+                if len(slots) == 1:
+                    (slot,) = slots
+                    if parameter not in self._loose:
+                        self._loose[parameter] = {slot: rows.view(parameter, slot).clone()}
+                    slots = set()
+                blank += [rows.view(parameter, s) for s in range(num_slots) if s not in slots]
+        if blank:
+            torch._foreach_zero_(blank)
+
+    def _unsettle(self) -> None:
+        """Takes back what settle() did to the rows, for a step that goes on after it."""
+        for parameter in [p for p in self._loose if p in self._home]:
+            for slot, grad in self._loose.pop(parameter).items():
+                self._home[parameter].view(parameter, slot).copy_(grad)
+
+    def grams(
+        self,
+        gram_matrices: Grams,
+        units: Units,
+        *,
+        alone: bool,
+    ) -> Tensor:  # [S, T, T]
+        """Gram matrices of the slots over the shared parameters, one for each unit.
+
+        Args:
+            gram_matrices: the kernel.
+            units: which parameters go together.
+            alone: whether parameters that one task alone reached count as well.
+        """
+        num_slots = len(self.slots)
+        found: dict[tuple[Spread | None, int], Tensor] = {}
+
+        def add(over: Spread | None, unit: int, gram: Tensor) -> None:
+            so_far = found.get((over, unit))
+            found[over, unit] = gram if so_far is None else so_far + gram.to(so_far.device)
+
+        for rows in self._row_sets:
+            if rows.matrix is not None:
+                for bounds, owners in rows.runs(units):
+                    for unit, gram in zip(
+                        owners, gram_matrices(rows.matrix[:num_slots], bounds), strict=True
+                    ):
+                        add(rows.over, unit, gram)
+        for parameter, loose in self._loose.items():
+            if len(loose) > 1 or alone:
+                for unit in units.of(parameter):
+                    for block in _blocks(loose.values()):
+                        gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
+                        add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
+        # Every process must ask for the sums of the others in the same order: that of the blocks.
+        spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
+        if len(found) < units.number * len(spreads):
+            device = (
+                next(iter(found.values())).device if found else next(iter(self._touched)).device
+            )
+            blank = gram_matrices(torch.zeros(num_slots, 0, device=device), [0, 0])[0]
+            for over in spreads:
+                for unit in range(units.number):
+                    found.setdefault((over, unit), blank)
+        device = next(iter(found.values())).device
+        totals = [
+            total(torch.stack([found[over, u].to(device) for u in range(units.number)]), over)
+            for over in spreads
+        ]
+        return totals[0] if len(totals) == 1 else torch.stack(totals).sum(0)
+
+    def combine(
+        self,
+        combine_segments: Combine,
+        units: Units,
+        weights: Tensor,  # [S, T], by slot
+        alone_weights: Tensor | None = None,  # [S, T]
+    ) -> dict[Tensor, Tensor]:
+        """One gradient for each parameter, in the memory of the first task's.
+
+        Args:
+            combine_segments: the kernel.
+            units: which parameters go together; each is in one unit.
+            weights: of the slots in each unit, for the shared parameters.
+            alone_weights: of the slots, for parameters that one task alone reached, which keep
+                their plain gradient when this is ``None``.
+        """
+        for rows in self._row_sets:
+            if rows.matrix is not None:
+                used = rows.matrix[: len(self.slots)]
+                here = weights.to(used.device, non_blocking=True)
+                for bounds, owners in rows.runs(units):
+                    combine_segments(picked(here, owners), used, bounds, used[0])
+        result: dict[Tensor, Tensor] = {}
+        for parameter, slots in self._touched.items():
+            loose = self._loose.get(parameter)
+            first = 0
+            if loose is not None and len(slots) == 1:
+                ((first, grad),) = loose.items()
+                if alone_weights is not None:
+                    (unit,) = units.of(parameter)
+                    grad.mul_(alone_weights[unit, first].to(grad.device, non_blocking=True))
+            elif loose is not None:
+                first, grad = next(iter(loose.items()))
+                (unit,) = units.of(parameter)
+                here = weights[unit].to(grad.device, non_blocking=True)
+                chosen = picked(here, list(loose))[None]
+                for block in _blocks(loose.values()):
+                    combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
+            result[parameter] = self.hand_out(parameter, first)
+        return result
+
+    def hand_out(self, parameter: Tensor, slot: int) -> Tensor:
+        """What we keep of a parameter in a slot, as ``.grad`` may have it."""
+        loose = self._loose.get(parameter)
+        if loose is not None and slot in loose:
+            grad = loose[slot]
+        elif self._copied and parameter in self._copied:
+            grad = self._home[parameter].view(parameter, slot).clone()
+        else:
+            grad = self._home[parameter].lend(parameter, slot)
+        return self.as_grad(parameter, grad)
+
+    def as_grad(self, parameter: Tensor, numbers: Tensor) -> Tensor:
+        """Our numbers as ``.grad`` may have them."""
+        return as_grad(parameter, numbers, None if self.dtype is None else parameter.dtype)
+
+    def check_shapes(self) -> None:
+        """Refuses parameters that took on another shape after a gradient of theirs was kept.
+
+        Raises:
+            ValueError: with both shapes.
+        """
+        for parameter, slots in self._touched.items():
+            home = self._home.get(parameter)
+            if home is not None:
+                if not home.has_another_shape(parameter):
+                    continue
+                kept = home.view(parameter, 0)
+            else:
+                kept = self._loose[parameter][next(iter(slots))]
+            shape = kept.shape[:-1] if parameter.is_complex() else kept.shape
+            if shape != local(parameter).shape:
+                raise ValueError(
+                    "parameter: must keep its shape between a task's backward and step(), got "
+                    f"{tuple(local(parameter).shape)} after {tuple(shape)}; call zero_grad() first"
+                )
+
+    def move_into(self, other: GradientBuffer) -> None:
+        """Adds everything to another buffer."""
+        for task, slot in self.slots.items():
+            grads = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
+            other.capture(task, grads, copy=False)
+        self.clear()
+
+    def clear(self) -> None:
+        """Forgets the step's gradients, keeps the rows for the next."""
+        shared = [p for p in self.shared() if p not in self._home]
+        self._newly_shared.update(dict.fromkeys(shared))
+        for parameter in shared:
+            if grad_dtype(parameter) is None and parameter in self._loose:
+                self._dtypes[parameter] = next(iter(self._loose[parameter].values())).dtype
+        self._most_tasks = max(self._most_tasks, len(self.slots))
+        self.slots.clear()
+        self._touched.clear()
+        self._loose.clear()
+
+    def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
+        """A gradient of our own, in the memory order that autograd promises for the parameter."""
+        dtype = self.dtype or grad.dtype
+        strides = strides_of(real(local(parameter).detach()))
+        if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
+            return grad.detach()
+        kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
+        return kept.copy_(grad)
+
+    def _prepare(self) -> None:
+        """Lays the rows out anew where they are too few, parameters are no longer what they were,
+        or somebody keeps a gradient that lies there."""
+        held = [parameter for rows in self._row_sets for parameter in rows.held()]
+        self._copied.update(held)
+        if held or self._newly_shared or any(rows.is_outdated() for rows in self._row_sets):
+            self._lay_out()
+
+    def _check_dtypes(self, grads: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Sees to it that no gradient loses digits in rows of another type.
+
+        Raises:
+            ValueError: the type has changed since an earlier backward of the step.
+        """
+        if self.dtype is not None or not self._row_sets:
+            return
+        types = {grad.dtype for _, grad in grads}
+        if len(types) == 1 and all(rows.dtype in types for rows in self._row_sets):
+            return
+        narrow: dict[Tensor, torch.dtype] = {}
+        for parameter, grad in grads:
+            home = self._home.get(parameter)
+            if home is not None and grad.dtype != home.dtype:
+                dtype = grad.dtype.to_real()
+                if torch.promote_types(dtype, home.dtype) != home.dtype:
+                    narrow[parameter] = dtype
+        if not narrow:
+            return
+        if self.slots:
+            parameter, dtype = next(iter(narrow.items()))
+            raise ValueError(
+                "gradients: must keep their type from a step's first backward to step(), got "
+                f"{dtype} after {self._home[parameter].dtype}; convert the model after zero_grad()"
+            )
+        self._dtypes.update(narrow)
+        self._lay_out()
+
+    def _lay_out(self) -> None:
+        """Gives every parameter that was ever shared a place in the rows."""
+        kinds: dict[tuple[torch.device, torch.dtype, Spread | None], list[Tensor]] = {}
+        for parameter in [*self._home, *self._newly_shared]:
+            dtype = grad_dtype(parameter) or self._dtypes.get(parameter, parameter.dtype)
+            kind = (local(parameter).device, self.dtype or dtype.to_real(), spread(parameter))
+            kinds.setdefault(kind, []).append(parameter)
+        self._row_sets = [Rows(*kind, parameters) for kind, parameters in kinds.items()]
+        self._home = {p: rows for rows in self._row_sets for p in rows.segments}
+        self._newly_shared = {}
+        for rows in self._row_sets:
+            rows.reserve(self._most_tasks)
+
+    def layout(self) -> tuple[list[Tensor], int]:
+        """What decides where the next step's gradients lie, and so how its sums are rounded: the
+        parameters with a place in the rows, in order, and the number of rows."""
+        return [*self._home, *self._newly_shared], self._most_tasks
+
+    def restore(self, parameters: Iterable[Tensor], num_rows: int) -> None:
+        """Starts anew with the layout of another buffer."""
+        self.__init__(self.dtype)  # type: ignore[misc]
+        self._newly_shared = dict.fromkeys(parameters)
+        self._most_tasks = num_rows
+
+    def __getstate__(self) -> dict[str, Any]:
+        if self.slots:
+            raise ValueError(
+                "optimizer: cannot be copied or pickled between a task block and step(), while it "
+                f"holds the gradients of {len(self.slots)} task(s); call step() or zero_grad() "
+                "first"
+            )
+        return {"dtype": self.dtype, "layout": self.layout()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.dtype = state["dtype"]
+        self.restore(*state["layout"])
+
+
+def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Equal pieces of several gradients of one parameter, each piece flat."""
+    columns = [flat(grad).split(_LOOSE_COLUMNS) for grad in grads]
+    yield from (list(pieces) for pieces in zip(*columns, strict=True))

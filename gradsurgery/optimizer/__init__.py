@@ -1,0 +1,1 @@
+"""The optimizer that a user calls, and its parts."""

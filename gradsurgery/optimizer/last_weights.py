@@ -1,0 +1,86 @@
+"""The weights of the last surgery, for the steps until the next one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.gradients.rows import Units
+from gradsurgery.gradients.shards import local
+
+
+class LastWeights:
+    """What the tasks' gradients were multiplied by, and to which parameters that went."""
+
+    def __init__(self) -> None:
+        self._of: dict[int, Tensor] = {}  # by task, in each unit
+        # The unit of every parameter that several tasks reached, and of those of one task.
+        self._shared: dict[Tensor, int] = {}
+        self._alone: dict[Tensor, int] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._of)
+
+    def keep(
+        self,
+        buffer: GradientBuffer,
+        units: Units,
+        weights: Tensor,  # [S, T], by slot
+        *,
+        alone: bool,
+    ) -> None:
+        """Takes note of a surgery.
+
+        Args:
+            buffer: whose gradients it was.
+            units: which parameters went together.
+            weights: of the slots, in each unit.
+            alone: whether they also went to parameters that one task alone reached.
+        """
+        self._of = dict(zip(buffer.slots, weights.unbind(-1), strict=True))
+        self._shared = {p: units.of(p)[0] for p in buffer.shared()}
+        touched = buffer.touched() if alone else []
+        self._alone = {p: units.of(p)[0] for p in touched if p not in self._shared}
+
+    def scale(self, task: int, grads: Mapping[Tensor, Tensor], *, mean: bool) -> None:
+        """Multiplies a task's gradients by its last weight, in place.
+
+        Args:
+            task: its number; one that took no part in the last surgery is left as it is.
+            grads: by parameter.
+            mean: whether the sum over shared parameters is divided by the number of tasks.
+        """
+        if task not in self._of:
+            return
+        weights = self._of[task]
+        of_shared = weights / len(self._of) if mean else weights
+        for parameters, factors in ((self._shared, of_shared), (self._alone, weights)):
+            alike: dict[tuple[int, torch.device], list[Tensor]] = {}
+            for parameter, grad in grads.items():
+                if parameter in parameters:
+                    kind = parameters[parameter], grad.device
+                    alike.setdefault(kind, []).append(local(grad))
+            for (unit, device), scaled in alike.items():
+                torch._foreach_mul_(scaled, factors[unit].to(device, non_blocking=True))
+
+    def state_dict(self, parameters: Sequence[Tensor]) -> dict[str, Any]:
+        """The weights, and the parameters by their places among all."""
+        places = {parameter: place for place, parameter in enumerate(parameters)}
+        return {
+            "last_weights": {task: weight.clone() for task, weight in self._of.items()},
+            "last_shared": {places[p]: u for p, u in self._shared.items() if p in places},
+            "last_alone": {places[p]: u for p, u in self._alone.items() if p in places},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Takes them back, none where the state has none."""
+        self._of = {
+            task: weight.to(parameters[0].device, copy=True)
+            for task, weight in state.get("last_weights", {}).items()
+        }
+        self._shared = {parameters[i]: u for i, u in state.get("last_shared", {}).items()}
+        self._alone = {parameters[i]: u for i, u in state.get("last_alone", {}).items()}

@@ -1,0 +1,194 @@
+"""The step under way, what was gathered for it, and how many there were before."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery.gradients import dot_grad
+from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.optimizer.seal import Seal
+from gradsurgery.optimizer.tasks import Tasks
+
+# What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
+# .grad, multiplied by the task's weight; or held back until all processes know whether it is
+# finite, and then added likewise; or autograd itself has added it and nothing is left to do.
+Handling = Literal["apart", "weighted", "held", "plain"]
+
+
+class Clock:
+    """Counts the steps, on the host and, once asked for it there, on a device.
+
+    Args:
+        seed: what random choices depend on, besides the count.
+
+    Example:
+        >>> clock = Clock(seed=0)
+        >>> clock.tick()
+        >>> clock.num_steps, clock.on(torch.device("cpu"))
+        (1, 1)
+    """
+
+    def __init__(self, seed: int) -> None:
+        self.seed = seed
+        self.num_steps = 0
+        self._on_device: Tensor | None = None
+
+    def on(self, device: torch.device) -> int | Tensor:  # []
+        """The count for the work of a device: away from the CPU a tensor there, which ticks along,
+        in a replayed CUDA graph too."""
+        if device.type == "cpu":
+            return self.num_steps
+        if self._on_device is None or self._on_device.device != device:
+            self._on_device = torch.full((), self.num_steps, dtype=torch.int64, device=device)
+        return self._on_device
+
+    def tick(self) -> None:
+        """One step more."""
+        self.num_steps += 1
+        if self._on_device is not None:
+            self._on_device += 1
+
+    def read(self) -> int:
+        """The count of the device, where there is one."""
+        return self.num_steps if self._on_device is None else int(self._on_device)
+
+    def restore(self, seed: int, num_steps: int) -> None:
+        """Goes on from there."""
+        self.seed, self.num_steps, self._on_device = seed, num_steps, None
+
+
+@dataclass
+class Step:
+    """What the blocks of a step have left so far.
+
+    Args:
+        buffer: the tasks' gradients that are kept apart.
+        seal: lies in `.grad` meanwhile.
+        handling: what becomes of a task's gradient; ``None`` until the first block.
+        is_open: whether a block is.
+        averaged: the parameters whose ``.grad`` is already the mean over the processes.
+        counts: whether the step that is being taken is one for the clock.
+        has_graph: whether a gradient was made with ``create_graph=True``.
+        failed: by task, whether a gradient was not finite, ``[]`` booleans: what nobody has acted
+            upon yet.
+    """
+
+    buffer: GradientBuffer
+    seal: Seal
+    handling: Handling | None = None
+    is_open: bool = False
+    averaged: set[Tensor] = field(default_factory=set)
+    counts: bool = False
+    has_graph: bool = False
+    failed: dict[int, Tensor] = field(default_factory=dict)
+
+    def note(self, task: int, failed: Tensor) -> None:  # []
+        """Remembers of a task's gradient whether it was not finite."""
+        self.failed[task] = self.failed[task] | failed if task in self.failed else failed
+
+    def flags(self, num_tasks: int, device: torch.device) -> Tensor:  # [N] of uint8
+        """Of which tasks a gradient was not finite."""
+        flags = torch.zeros(num_tasks, dtype=torch.uint8, device=device)
+        for task, failed in self.failed.items():
+            flags[task] = failed.to(device)
+        return flags
+
+    def end(self) -> None:
+        """Begins anew, with the gradients that are still kept apart."""
+        self.handling = None
+        self.averaged.clear()
+        self.has_graph = False
+        self.failed.clear()
+
+    def forget(self) -> None:
+        """Begins anew without them."""
+        self.seal.lift()
+        self.buffer.clear()
+        self.end()
+
+    def check_closed(self, what: str) -> None:
+        """Refuses a call inside a block.
+
+        Raises:
+            ValueError: with the call's name.
+        """
+        if self.is_open:
+            raise ValueError(
+                f"{what}: must not be called inside a task block; leave the block first"
+            )
+
+    @contextmanager
+    def second_order_explained(self, base: Optimizer, even_without_graph: bool) -> Iterator[None]:
+        """Says why a base optimizer that differentiates gradients cannot do so here.
+
+        Args:
+            base: the optimizer, whose step the block is.
+            even_without_graph: whether to do so even where no gradient was made with
+                ``create_graph=True``; a closure may have errors of its own.
+
+        Raises:
+            ValueError: for its error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            is_about_graphs = re.search("not require grad|grad_fn|create_graph", str(error))
+            if not (is_about_graphs and (self.has_graph or even_without_graph)):
+                raise
+            raise ValueError(
+                "base: must be an optimizer that needs no gradients of gradients, "
+                f"{type(base).__name__} asks for them ({str(error).splitlines()[0]}); combined "
+                "gradients have no graph: choose a first-order base"
+            ) from error
+
+    @contextmanager
+    def all_or_nothing(
+        self, parameters: Sequence[Tensor], tasks: Tasks, *, replace: bool = False
+    ) -> Iterator[None]:
+        """Undoes every change to gradients and tasks if the block fails.
+
+        Args:
+            parameters: all of the optimizer's.
+            tasks: its tasks.
+            replace: whether the block's gradients replace those from before it, of ``.grad`` and
+                those kept apart; by default they are added.
+        """
+        names, handling, failed = list(tasks.names), self.handling, dict(self.failed)
+        averaged, has_graph = set(self.averaged), self.has_graph
+        self.seal.lift()
+        outside = dot_grad.hide(parameters, self.buffer)
+        before = self.buffer
+        if before.slots:
+            self.buffer = GradientBuffer(before.dtype)
+        if replace:
+            self.end()
+        try:
+            yield
+        except BaseException:
+            tasks.restore(names)
+            self.handling, self.failed = handling, failed
+            self.averaged, self.has_graph = averaged, has_graph
+            if self.buffer is before:
+                before.clear()
+            self.buffer = before
+            dot_grad.put(parameters, outside)
+            self.seal.lay(before, handling)
+            raise
+        self.seal.lift()
+        if self.buffer is not before:
+            if replace:
+                before.clear()
+            self.buffer.move_into(before)
+            self.buffer = before
+        if replace:
+            return
+        for parameter, grad in outside.items():
+            parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)
