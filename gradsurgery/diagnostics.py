@@ -63,7 +63,7 @@ class Diagnostics:
         tasks: Sequence[Hashable],
         indices: Sequence[int],
         task_names: Sequence[Hashable],
-        grams: Tensor,  # [T, T] or [S, T, T]
+        grams: Tensor | None,  # [T, T] or [S, T, T]
         weights: Tensor,  # [T] or [S, T]
         coefficients: Tensor | None = None,  # [T, T] or [S, T, T]
     ) -> None:
@@ -81,10 +81,12 @@ class Diagnostics:
         """
         self.tasks, self.task_names = tuple(tasks), tuple(task_names)
         num_tasks = len(self.tasks)
-        self._grams = grams.view(-1, num_tasks, num_tasks)
+        self._grams = None if grams is None else grams.view(-1, num_tasks, num_tasks)
         self._weights = weights.view(-1, num_tasks)
         self._coefficients = coefficients
         self.num_surgeries += 1
+        if grams is None:
+            return
         self._met = _grown(self._met, len(task_names), grams.device)
         self._conflicted = _grown(self._conflicted, len(task_names), grams.device)
         conflicts = self.conflicts
@@ -186,10 +188,13 @@ class Diagnostics:
             watched group ``cosine@group/a~b``. Names that look alike, such as ``1`` and ``"1"``,
             are written as in Python: ``norm/1`` and ``norm/'1'``. Empty before the first surgery.
         """
-        if self._grams is None:
+        if self._weights is None:
             return {}
         alone = [(task,) for task in self.tasks]
         named: list[tuple[str, tuple[Hashable, ...]]] = []  # kinds and tasks of the numbers
+        if self._grams is None:
+            keys = _keys([("weight/", (task,)) for task in self.tasks])
+            return dict(zip(keys, self._weights.mean(0).tolist(), strict=True))
         named += [("norm/", task) for task in alone] + [("weight/", task) for task in alone]
         weights = _recorded(self._weights).mean(0)
         values = [self.norm_before[None], self.norm_after[None], self.norms, weights]

@@ -320,7 +320,8 @@ class PlainLoops:
             if options.reduction == "mean" and key in shared:
                 factors = factors / len(tasks)
             update = sum(factors[tasks.index(task)] * pending[task][key] for task in by)
-            if key in weights_of and not np.isfinite(factors).all():
+            mixed = factors if len(by) > 1 else factors[tasks.index(by[0])]
+            if key in weights_of and not np.isfinite(mixed).all():
                 update = np.full_like(update, np.nan)
             self.add_to_grad({key: update})
             if options.every > 1:

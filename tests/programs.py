@@ -596,7 +596,7 @@ class Run:
             if how == "mul_":
                 grad.mul_(0.5)
             elif how == "zero first":
-                grad.view(-1)[:1].zero_() if grad.is_contiguous() else grad.zero_()
+                grad[(slice(1),) * grad.ndim] = 0  # one number, whatever the memory order
             elif how == "replace":
                 parameter.grad = grad * 0.5
             elif how == "drop":

@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from benchmarks.speed.machine import available_bytes, fastest_reader, floor_seconds, readers
 from benchmarks.speed.measure import Action, interleaved
 from benchmarks.speed.surgery import Gradients, conflicting_gram
-from gradsurgery import kernels, projection_order
+from gradsurgery import kernels, pcgrad_coefficients, projection_order
 
 NUM_TASKS = (2, 3, 8, 40)
 NUM_PARAMETERS = (100_000, 1_000_000, 10_000_000, 100_000_000)
@@ -63,11 +63,12 @@ def _measure_one(num_tasks: int, num_parameters: int, device: str, rounds: int) 
     gram = conflicting_gram(num_tasks, seed=0).to(device)
     order = projection_order(num_tasks, 0, 0, device)
     chosen = kernels.choose(None, torch.device(device))
+    project = getattr(chosen, "project", pcgrad_coefficients)
     first = torch.zeros(num_tasks, dtype=gram.dtype, device=device)
     first[0] = 1.0  # a sum that leaves the row it overwrites as it is
     actions = {
         "gram": Action(lambda: chosen.gram_matrix(rows)),
-        "weights": Action(lambda: chosen.pcgrad_coefficients(gram, order).sum(-2)),
+        "weights": Action(lambda: project(gram, order).sum(-2)),
         "combine": Action(lambda: chosen.combine(first, rows, rows[0])),
         "surgery": Action(gradients.operate, prepare=gradients.capture),
         **readers(rows.flatten()),

@@ -13,7 +13,7 @@ from gradsurgery.kernels import blocked, reference
 
 
 def choose(fused: bool | None = None, *devices: torch.device) -> ModuleType:
-    """The module whose ``gram_matrices``, ``combine_segments``, ``pcgrad_coefficients`` to use.
+    """Chooses the module whose ``gram_matrices`` and ``combine_segments`` to use.
 
     Args:
         fused: ``None`` takes fused kernels on CUDA devices where Triton works, the blocked passes

@@ -104,7 +104,6 @@ def combine(
 
 gram_matrices = partial(reference.gram_matrices, of_one=gram_matrix)
 combine_segments = partial(reference.combine_segments, of_one=combine)
-pcgrad_coefficients = reference.pcgrad_coefficients
 
 
 def _overlap(grads: Tensor, out: Tensor) -> bool:

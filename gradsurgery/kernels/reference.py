@@ -8,8 +8,6 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gradsurgery.methods.order import pcgrad_coefficients as pcgrad_coefficients
-
 
 def gram_matrix(
     grads: Tensor,  # [T, P]

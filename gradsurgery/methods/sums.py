@@ -1,28 +1,20 @@
-"""The methods: the plain sum of the losses, a weighted sum, and PCGrad."""
+"""Sums of the losses: the plain one, and one with fixed weights."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Literal, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
-from torch.optim import Optimizer
 
-from gradsurgery import kernels
-from gradsurgery.arguments import Shared, check_integer
-from gradsurgery.gradients.buffer import GradientBuffer
-from gradsurgery.gradients.rows import Units
-from gradsurgery.methods.order import pcgrad_weights, projection_order
-from gradsurgery.optimizer.last_weights import LastWeights
-from gradsurgery.optimizer.multitask import Granularity, MultiTaskOptimizer, Weighting
-from gradsurgery.optimizer.nonfinite import OnNonfinite
-from gradsurgery.optimizer.step import Handling
+from gradsurgery.method import FixedWeights
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.optimizer.options import Options, SumOptions
 
 if TYPE_CHECKING:
-    from torch.distributed import ProcessGroup
+    from typing_extensions import Unpack
 
 
 class LossSum(MultiTaskOptimizer):
@@ -52,37 +44,22 @@ class LossSum(MultiTaskOptimizer):
     """
 
     def __init__(
-        self,
-        base: Optimizer,
-        *,
-        tasks: Iterable[Hashable] | None = None,
-        monitor: bool = False,
-        scope: Literal["shared", "all"] = "shared",
-        shared: Shared | None = None,
-        on_nonfinite: OnNonfinite = "propagate",
-        buffer_dtype: torch.dtype | None = None,
-        fused: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        self, base: torch.optim.Optimizer, *, monitor: bool = False, **options: Unpack[SumOptions]
     ) -> None:
-        super().__init__(
-            base,
-            _ones,
-            tasks=tasks,
-            scope=scope,
-            shared=shared,
-            on_nonfinite=on_nonfinite,
-            buffer_dtype=buffer_dtype,
-            fused=fused,
-            process_group=process_group,
-            warn=False,  # it needs no two tasks
-        )
-        self.monitor = monitor
+        self._sum(base, FixedWeights(), monitor, options)
 
-    def _choose_handling(self) -> Handling:
-        return "weighted" if self.monitor else "plain"
-
-    def _watches(self) -> bool:
-        return self.monitor
+    def _sum(
+        self, base: torch.optim.Optimizer, method: FixedWeights, monitor: bool, options: SumOptions
+    ) -> None:
+        given = dict(options)
+        for name in Options.__optional_keys__ - SumOptions.__optional_keys__:
+            if name in given:
+                raise TypeError(
+                    f"{name}: must be left out of {type(self).__name__}, to which it makes no "
+                    f"difference, got {given[name]!r}"
+                )
+        # It needs no two tasks, and so has nothing to warn of.
+        MultiTaskOptimizer.__init__(self, base, method, monitor=monitor, warn=False, **options)
 
 
 class WeightedSum(LossSum):
@@ -117,18 +94,13 @@ class WeightedSum(LossSum):
 
     def __init__(
         self,
-        base: Optimizer,
+        base: torch.optim.Optimizer,
         weights: Mapping[Any, float] | Sequence[float],
         *,
-        tasks: Iterable[Hashable] | None = None,
         monitor: bool = False,
-        scope: Literal["shared", "all"] = "shared",
-        shared: Shared | None = None,
-        on_nonfinite: OnNonfinite = "propagate",
-        buffer_dtype: torch.dtype | None = None,
-        fused: bool | None = None,
-        process_group: ProcessGroup | None = None,
+        **options: Unpack[SumOptions],
     ) -> None:
+        tasks = options.get("tasks")
         if not isinstance(weights, (Mapping, Sequence)):
             raise TypeError(
                 f"weights: must be a mapping or a sequence, got {type(weights).__name__}; "
@@ -154,150 +126,9 @@ class WeightedSum(LossSum):
                 raise ValueError(
                     f"weights: must be finite and at least 0, got {weight} for task {name!r}"
                 )
-        super().__init__(
-            base,
-            tasks=names,
-            monitor=monitor,
-            scope=scope,
-            shared=shared,
-            on_nonfinite=on_nonfinite,
-            buffer_dtype=buffer_dtype,
-            fused=fused,
-            process_group=process_group,
-        )
+        options["tasks"] = names
+        method = FixedWeights({})
+        self._sum(base, method, monitor, options)
+        # By the names as the tasks have them, which may be of another type.
         self.weights = {name: float(given[name]) for name in self._tasks.names}
-
-    def _choose_handling(self) -> Handling:
-        return "weighted"
-
-    def _weigh(self, grams: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, None]:
-        weights = [grams.new_full((len(grams),), self._loss_weight(task)) for task in of_tasks]
-        return torch.stack(weights, dim=-1), None
-
-    def _loss_weight(self, task: int) -> float:
-        return self.weights[self._tasks.names[task]]
-
-
-class PCGrad(MultiTaskOptimizer):
-    r"""Projects each task's gradient onto the normal plane of those it conflicts with.
-
-    For every task i, over the other tasks j in random order:
-
-    .. math::
-        g_i^{PC} \leftarrow g_i^{PC}
-        - \frac{\min(0,\; g_i^{PC} \cdot g_j)}{\lVert g_j \rVert^2} g_j, \qquad u = \sum_i g_i^{PC}
-
-    Args:
-        base: the optimizer that takes the step.
-        tasks: the names that :meth:`task` admits; by default every new name is a new task.
-        reduction: ``"sum"`` as in the paper, or ``"mean"`` for the sum over the shared parameters
-            divided by T.
-        scope: ``"shared"``, or ``"all"`` to project task-specific parameters as well, as older
-            implementations do; heads then weaken the projection of the trunk.
-        shared: the parameters or modules that may count as shared, where the graph cannot tell, as
-            in :class:`MultiTaskOptimizer`; by default all.
-        granularity: conflicts are found and removed over the ``"model"`` as in the paper, in each
-            parameter ``"group"`` of ``base``, or in each ``"tensor"``.
-        seed: of the orders, which are a function of ``(seed, step)`` alone.
-        every: surgery in every ``every``-th step; the steps between use the last weights as weights
-            of the losses on the shared parameters, at the price of the plain sum.
-        start_step: steps of plain loss sum before the first surgery, whatever the reduction.
-        on_nonfinite: ``"propagate"``, ``"raise"``, ``"skip_task"`` or ``"skip_step"``, as in
-            :class:`MultiTaskOptimizer`.
-        buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
-        fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
-        process_group: processes with the same parameters and examples of their own, as in
-            :class:`MultiTaskOptimizer`.
-        warn: whether to warn, once, of a step that had no surgery because it had not two tasks, and
-            of what else :class:`MultiTaskOptimizer` warns of.
-
-    Raises:
-        TypeError: ``base`` is not an optimizer, or a whole number is not one.
-        ValueError: ``base`` has no parameters, or an option is out of its range.
-
-    Example:
-        >>> model = torch.nn.Linear(2, 1)
-        >>> optimizer = PCGrad(torch.optim.AdamW(model.parameters(), lr=1e-3))
-        >>> for name, inputs in {"a": torch.ones(3, 2), "b": torch.zeros(3, 2)}.items():
-        ...     with optimizer.task(name):
-        ...         model(inputs).sum().backward()
-        >>> optimizer.step()
-        >>> optimizer.diagnostics.weights.tolist()
-        [1.0, 1.0]
-
-    Source: Tianhe Yu et al., "Gradient Surgery for Multi-Task Learning", 2020.
-    """
-
-    def __init__(
-        self,
-        base: Optimizer,
-        *,
-        tasks: Iterable[Hashable] | None = None,
-        reduction: Literal["sum", "mean"] = "sum",
-        scope: Literal["shared", "all"] = "shared",
-        shared: Shared | None = None,
-        granularity: Granularity = "model",
-        seed: int = 0,
-        every: int = 1,
-        start_step: int = 0,
-        on_nonfinite: OnNonfinite = "propagate",
-        buffer_dtype: torch.dtype | None = None,
-        fused: bool | None = None,
-        process_group: ProcessGroup | None = None,
-        warn: bool = True,
-    ) -> None:
-        every = check_integer("every", every, at_least=1)
-        start_step = check_integer("start_step", start_step, at_least=0)
-        super().__init__(
-            base,
-            cast("Weighting", pcgrad_weights),
-            tasks=tasks,
-            reduction=reduction,
-            scope=scope,
-            shared=shared,
-            granularity=granularity,
-            seed=seed,
-            on_nonfinite=on_nonfinite,
-            buffer_dtype=buffer_dtype,
-            fused=fused,
-            process_group=process_group,
-            warn=warn,
-        )
-        self.every = every
-        self.start_step = start_step
-        self._last = LastWeights()
-
-    def _choose_handling(self) -> Handling:
-        since = self._clock.num_steps - self.start_step
-        if since < 0:
-            return "plain"
-        return "apart" if since % self.every == 0 or not self._last else "weighted"
-
-    def _weigh(self, grams: Tensor, of_tasks: Sequence[int]) -> tuple[Tensor, Tensor]:
-        order = projection_order(len(of_tasks), self.seed, self._clock.on(grams.device))
-        chosen = kernels.choose(self.fused, grams.device)
-        coefficients: Tensor = chosen.pcgrad_coefficients(grams, order)
-        return coefficients.sum(-2), coefficients
-
-    def _write(self, buffer: GradientBuffer, units: Units, weights: Tensor) -> None:
-        if self.every > 1:
-            self._last.keep(buffer, units, weights, alone=self.scope == "all")
-        super()._write(buffer, units, weights)
-
-    def _scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
-        self._last.scale(task, grads, mean=self.reduction == "mean")
-
-    def _must_see_each_task(self) -> bool:
-        return True
-
-    def _own_state(self) -> dict[str, Any]:
-        return {**super()._own_state(), **self._last.state_dict(list(self._parameters()))}
-
-    def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
-        super()._load_own_state(own)
-        if own is not None:
-            self._last.load_state_dict(own, list(self._parameters()))
-
-
-def _ones(gram: Tensor) -> Tensor:  # [T, T] -> [T]
-    return gram.new_ones(gram.shape[0])
+        method.by_name = self.weights

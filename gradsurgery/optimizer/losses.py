@@ -111,3 +111,13 @@ def _check(name: Hashable, loss: object) -> None:
             "give a mapping without the task when its loss is a constant, else compute the loss "
             "from trainable parameters, outside torch.no_grad()"
         )
+
+
+def check_one_list(losses: object, retain_graph: object, *further: object) -> None:
+    """Refuses losses that are given one by one."""
+    if further or not (retain_graph is None or isinstance(retain_graph, bool)):
+        raise TypeError(
+            f"losses: must be in one collection, got {type(losses).__name__}, "
+            f"{type(retain_graph).__name__}{', ...' if further else ''}; "
+            "give them in a list, as in backward([loss_a, loss_b])"
+        )

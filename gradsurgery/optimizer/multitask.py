@@ -1,41 +1,38 @@
-"""The wrapper that keeps each task's gradient apart until one update is made of them all."""
+"""The optimizer that users call: tasks' gradients apart until one update is made of all."""
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
-from types import ModuleType
+from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradsurgery import kernels
-from gradsurgery.arguments import Shared, check_choice, check_integer
-from gradsurgery.distributed.averaging import AveragedBuffer
-from gradsurgery.distributed.replicas import Replicas
-from gradsurgery.gradients import dot_grad
+from gradsurgery.arguments import Shared, check_choice, check_floating, check_integer, parameters_in
+from gradsurgery.diagnostics import Diagnostics
+from gradsurgery.distributed.replicas import Replicas, check_group
 from gradsurgery.gradients.buffer import GradientBuffer
-from gradsurgery.gradients.places import picked
-from gradsurgery.gradients.rows import Units
-from gradsurgery.gradients.shards import is_spread
-from gradsurgery.optimizer.blocks import TaskBlocks
-from gradsurgery.optimizer.features import FeatureGradients, check_features
-from gradsurgery.optimizer.losses import GivenLosses
-from gradsurgery.optimizer.nonfinite import OnNonfinite, drop_tasks, drop_unless
-from gradsurgery.optimizer.stateful import state_of, take_back
-from gradsurgery.optimizer.step import Clock
+from gradsurgery.method import FromGram, Method, Weighting
+from gradsurgery.optimizer.features import check_features
+from gradsurgery.optimizer.gathering import Gathering
+from gradsurgery.optimizer.losses import GivenLosses, Losses, check_one_list
+from gradsurgery.optimizer.nonfinite import Guard, OnNonfinite
+from gradsurgery.optimizer.proxy import Proxy, delegated
+from gradsurgery.optimizer.seal import Seal
+from gradsurgery.optimizer.step import Step
+from gradsurgery.optimizer.surgery import Granularity, Surgery
+from gradsurgery.optimizer.task_block import TaskBlock
+from gradsurgery.optimizer.tasks import Tasks
+from gradsurgery.optimizer.witness import Witness
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
-Weighting = Callable[[Tensor], Tensor]
-Granularity = Literal["model", "group", "tensor"]
 
-
-class MultiTaskOptimizer(TaskBlocks):
-    r"""Any gradient surgery that is a function of the Gram matrix, around any optimizer.
+class MultiTaskOptimizer(Proxy):
+    r"""Any method that makes one gradient of the tasks', around any optimizer.
 
     .. math:: u = \sum_t w_t\, g_t, \qquad w = \mathrm{weighting}(G), \quad G_{ij} = g_i \cdot g_j
 
@@ -44,9 +41,10 @@ class MultiTaskOptimizer(TaskBlocks):
 
     Args:
         base: the optimizer that takes the step.
-        weighting: ``gram [T, T] -> weights [T]``, T being the tasks of this step, in the order in
-            which they were first named: where one is absent, ``gram`` is smaller. What it keeps
-            from call to call is saved and resumed if it has ``state_dict`` and ``load_state_dict``.
+        weighting: a :class:`gradsurgery.Method`, or ``gram [T, T] -> weights [T]``, T being the
+            tasks of this step, in the order in which they were first named: where one is absent,
+            ``gram`` is smaller. What it keeps from call to call is saved and resumed if it has
+            ``state_dict`` and ``load_state_dict``.
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
@@ -57,7 +55,10 @@ class MultiTaskOptimizer(TaskBlocks):
             does from a block's loss of one column of outputs that were concatenated.
         granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
             ``base``, or each ``"tensor"``.
-        seed: of the random choices, where the weighting makes any.
+        seed: of the random choices, where the method makes any.
+        every: surgery in every ``every``-th step; the steps between use the last weights as weights
+            of the losses on the shared parameters, at the price of the plain sum.
+        start_step: steps of plain loss sum before the first surgery, whatever the reduction.
         on_nonfinite: what a gradient with NaN or infinity in it leads to: ``"propagate"`` makes the
             update non-finite too, which ``GradScaler`` relies on; ``"skip_task"`` makes the
             gradient zero; ``"skip_step"`` leaves the step out, and ``"raise"`` raises, both of
@@ -71,6 +72,7 @@ class MultiTaskOptimizer(TaskBlocks):
             surgery is then that of the gradients' mean over them. It replaces the averaging of
             ``DistributedDataParallel``, and every process must call :meth:`surgery` and
             :meth:`step` equally often. Not for sharded parameters, which need nothing.
+        monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart.
         warn: whether to warn, once each, of a step on gradients that had not two tasks, and so no
             surgery; of a new task after many steps without one, where ``tasks`` are not declared;
             and of ``.grad`` being read while the tasks' gradients are kept apart.
@@ -94,7 +96,7 @@ class MultiTaskOptimizer(TaskBlocks):
     def __init__(
         self,
         base: Optimizer,
-        weighting: Weighting,
+        weighting: Method | Weighting,
         *,
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
@@ -102,39 +104,170 @@ class MultiTaskOptimizer(TaskBlocks):
         shared: Shared | None = None,
         granularity: Granularity = "model",
         seed: int = 0,
+        every: int = 1,
+        start_step: int = 0,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        monitor: bool = False,
         warn: bool = True,
     ) -> None:
-        super().__init__(base, tasks, shared, on_nonfinite, buffer_dtype, process_group, warn)
-        if not callable(weighting):
-            raise TypeError(
-                f"weighting: must be a callable gram -> weights, got {type(weighting).__name__}"
-            )
-        check_choice("reduction", reduction, ("sum", "mean"))
-        check_choice("scope", scope, ("shared", "all"))
+        super().__init__(base)
+        check_choice("on_nonfinite", on_nonfinite, ("propagate", "raise", "skip_task", "skip_step"))
+        check_floating("buffer_dtype", buffer_dtype)
+        declared = None if tasks is None else list(tasks)
+        self._witness = Witness(type(self).__name__, warn, declared)
+        self._tasks = Tasks(declared, self._witness.met_new)
+        self.shared = None if shared is None else parameters_in("shared", shared, base)
         if shared is not None and scope == "all":
             raise ValueError('shared: must be left out where scope="all"; choose one of the two')
-        check_choice("granularity", granularity, ("model", "group", "tensor"))
-        kernels.choose(fused)
-        self.weighting = weighting
-        self.reduction = reduction
-        self.scope = scope
-        self.granularity = granularity
-        self.fused = fused
-        self._clock = Clock(check_integer("seed", seed))
-        state_of(weighting)  # refused now rather than when it is saved
-        self._watched: dict[str, list[Tensor]] = {}  # parameters by a name of the group
+        if self.shared is not None and process_group is not None and on_nonfinite == "skip_task":
+            raise ValueError(
+                'on_nonfinite: must not be "skip_task" where there are shared= and process_group=; '
+                'choose "skip_step"'
+            )
+        if process_group is not None:
+            check_group(process_group, self._parameters(), self._tasks.names)
+        self.process_group = process_group
+        self.diagnostics = Diagnostics()
+        self._surgery = Surgery(
+            base,
+            weighting if isinstance(weighting, Method) else FromGram(weighting),
+            self._tasks,
+            self.diagnostics,
+            reduction=reduction,
+            scope=scope,
+            granularity=granularity,
+            seed=seed,
+            every=every,
+            start_step=start_step,
+            fused=fused,
+            monitor=monitor,
+        )
+        seal = Seal(self._witness.found_early, is_wanted=warn)
+        self._step = Step(GradientBuffer(buffer_dtype), seal)
+        self._replicas = None if process_group is None else Replicas(process_group)
+        self._guard = Guard(on_nonfinite, self._tasks, self.diagnostics, self._replicas)
+        self._gathering = Gathering(
+            self._parameters,
+            self._tasks,
+            self._step,
+            self._surgery,
+            self._guard,
+            self._replicas,
+            self._witness,
+            self.shared,
+        )
+
+    on_nonfinite = delegated("_guard", "choice")
+    reduction = delegated("_surgery", "reduction")
+    scope = delegated("_surgery", "scope")
+    granularity = delegated("_surgery", "granularity")
+    fused = delegated("_surgery", "fused")
+    every = delegated("_surgery", "every")
+    start_step = delegated("_surgery", "start_step")
+    monitor = delegated("_surgery", "monitor")
 
     @property
     def seed(self) -> int:
-        return self._clock.seed
+        """What the random choices depend on, besides the step."""
+        return self._surgery.clock.seed
 
     @seed.setter
     def seed(self, seed: int) -> None:
-        self._clock.seed = check_integer("seed", seed)
+        self._surgery.clock.seed = check_integer("seed", seed)
+
+    @property
+    def weighting(self) -> Method | Weighting:
+        """What was given to make weights of the tasks' gradients."""
+        method = self._surgery.method
+        return method.weighting if isinstance(method, FromGram) else method
+
+    @property
+    def tasks(self) -> tuple[Hashable, ...]:
+        """Names of the tasks, those declared or those met so far."""
+        return tuple(self._tasks.names)
+
+    def task(self, name: Hashable) -> AbstractContextManager[TaskBlock]:
+        """Attributes every gradient made inside the block to one task.
+
+        Any number of backwards may run in it, and any number of blocks of one task in a step: they
+        add up. A block left by an exception counts for nothing, except in a plain loss sum, where
+        autograd itself adds to ``.grad``.
+
+        Args:
+            name: the task: a ``str``, a number, ``None``, or a tuple of such, or what equals one of
+                them, such as numpy's and a member of a ``str`` Enum.
+
+        Raises:
+            TypeError: a name of another type, which a checkpoint could not be read with.
+            ValueError: an unknown name, a block inside another, or a sparse gradient.
+            RuntimeError: a backward through a graph that the block of another task has freed.
+            FloatingPointError: a gradient that is not finite, where ``on_nonfinite`` is ``"raise"``
+                and there is no ``process_group``.
+        """
+        self._witness.asked()
+        return self._gathering.block(name)
+
+    def backward(self, losses: Losses, retain_graph: bool | None = None, *further: object) -> None:
+        """Back-propagates one loss for each task and adds the combined gradient to ``.grad``.
+
+        Losses that were put into one tensor and taken out again, as by ``torch.stack(losses)``, and
+        losses of the columns of heads' outputs that ``torch.cat`` put together, reach what each of
+        them depends on, and no other task's head. This is read from the graph near the losses;
+        where it does not show there, and in blocks, declare the shared parameters with ``shared=``.
+
+        Args:
+            losses: a sequence or another collection in the order of ``tasks`` with a loss for each
+                of them, a tensor ``[T]`` of them, a mapping of task names to losses, or a generator
+                of losses or of ``(name, loss)`` pairs. A generator is asked for the next loss after
+                the last one's backward, so that one graph is alive at a time.
+            retain_graph: as in ``Tensor.backward``. By default the graph is kept between the losses
+                of a sequence or mapping, which may share it, and freed by each loss of a generator.
+            further: nothing; losses that come one by one instead of in a list are refused.
+
+        Raises:
+            TypeError: a loss is not a tensor, or the losses are not in one collection.
+            ValueError: a loss is not a scalar or needs no gradient, their number is not that of the
+                declared tasks, or there is none.
+
+        Example:
+            >>> from gradsurgery import PCGrad
+            >>> trunk, heads = torch.nn.Linear(2, 3), [torch.nn.Linear(3, 1) for _ in range(2)]
+            >>> parameters = [p for part in (trunk, *heads) for p in part.parameters()]
+            >>> optimizer = PCGrad(torch.optim.SGD(parameters, lr=0.1))
+            >>> hidden = trunk(torch.ones(4, 2))
+            >>> optimizer.backward(torch.stack([head(hidden).mean() for head in heads]))
+            >>> optimizer.tasks
+            (0, 1)
+        """
+        self._step.check_closed("backward()")
+        check_one_list(losses, retain_graph, *further)
+        with self._step.all_or_nothing(list(self._parameters()), self._tasks):
+            self._gathering.backward_all(losses, retain_graph)
+        self.surgery()
+
+    def pc_backward(
+        self, losses: Losses, retain_graph: bool | None = None, *further: object
+    ) -> None:
+        """Does what :meth:`backward` does, but replaces ``.grad`` instead of adding to it, as
+        Pytorch-PCGrad and pytorch_optimizer do; a training loop then needs no ``zero_grad()``.
+
+        Gradients that blocks have kept apart are replaced too, and ``.grad`` of a parameter that no
+        loss reaches becomes ``None``. After an error all gradients are as before.
+
+        Args:
+            losses, retain_graph, further: as in :meth:`backward`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`backward`.
+        """
+        self._step.check_closed("pc_backward()")
+        check_one_list(losses, retain_graph, *further)
+        with self._step.all_or_nothing(list(self._parameters()), self._tasks, replace=True):
+            self._gathering.backward_all(losses, retain_graph)
+            self.surgery()
 
     def feature_backward(
         self,
@@ -184,20 +317,11 @@ class MultiTaskOptimizer(TaskBlocks):
         Source: Ozan Sener and Vladlen Koltun, "Multi-Task Learning as Multi-Objective
         Optimization", 2018, section 3.3, take the same short cut for another method.
         """
-        step = self._step
-        step.check_closed("feature_backward()")
+        self._step.check_closed("feature_backward()")
         shared = [features] if isinstance(features, Tensor) else list(features)
         check_features(shared)
-        with step.all_or_nothing(list(self._parameters()), self._tasks):
-            given = self._named(losses)
-            self._check_features_everywhere(given)
-            handling = step.handling or self._handling_to_begin()
-            if handling == "plain":
-                self._backward_given(given, retain_graph)
-            else:
-                step.handling = handling
-                step.averaged.clear()
-                self._backward_features(given, shared, retain_graph)
+        with self._step.all_or_nothing(list(self._parameters()), self._tasks):
+            self._gathering.backward_to_features(losses, shared, retain_graph)
 
     @torch.no_grad()
     def surgery(self) -> None:
@@ -218,7 +342,7 @@ class MultiTaskOptimizer(TaskBlocks):
         if self._replicas is None:
             self._operate(self._step.buffer)
         else:
-            mean = self._average(self._replicas)
+            mean = self._gathering.average(self._replicas)
             try:
                 self._operate(mean)
             finally:
@@ -249,7 +373,7 @@ class MultiTaskOptimizer(TaskBlocks):
                     'step(): must be called without a closure where on_nonfinite="skip_step", '
                     "because the base optimizer would go on; choose another on_nonfinite"
                 )
-            if self._guard.must_skip(self._flags()):
+            if self._guard.must_skip(self._gathering.flags()):
                 self.zero_grad()
                 self.diagnostics.num_skipped_steps += 1
                 return None
@@ -260,7 +384,7 @@ class MultiTaskOptimizer(TaskBlocks):
         with step.second_order_explained(self.base, even_without_graph=closure is None):
             result = self._step_base(closure, self._with_surgery, **options)
         if step.counts:
-            self._clock.tick()
+            self._surgery.clock.tick()
         step.end()
         self._witness.end()
         return result
@@ -309,76 +433,45 @@ class MultiTaskOptimizer(TaskBlocks):
                         f"groups: must hold parameters, got {type(parameter).__name__} in "
                         f"{name!r}; give it module.parameters()"
                     )
-        self._check_watched(watched)
-        self._watched.clear()
-        self._watched.update(watched)
+        self._surgery.check_watched(watched)
+        self._surgery.watched.clear()
+        self._surgery.watched.update(watched)
 
-    def _check_watched(self, watched: Mapping[str, Sequence[Tensor]]) -> None:
-        held = set(self._parameters()) if watched else set()
-        for name, parameters in watched.items():
-            for parameter in parameters:
-                if parameter not in held:
-                    raise ValueError(
-                        f"groups: must hold parameters of this optimizer, got one of shape "
-                        f"{tuple(parameter.shape)} in {name!r} that it does not have; call watch() "
-                        "with its own, or add_param_group() first"
-                    )
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Forgets every gradient, those kept apart included."""
+        self._step.check_closed("zero_grad()")
+        self._step.forget()
+        self._witness.forget()
+        self.base.zero_grad(set_to_none)
 
-    # What the methods differ in.
-
-    def _weigh(
-        self,
-        grams: Tensor,  # [S, T, T]
-        of_tasks: Sequence[int],
-    ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
-        """Weights of the tasks of this step, numbered by ``of_tasks``, in each unit; and of a
-        method that projects each gradient, what the projections are made of."""
-        return torch.stack([self._weigh_one(gram, of_tasks) for gram in grams]), None
-
-    def _weigh_one(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:  # [T, T] -> [T]
-        num_tasks, present = len(of_tasks), set(of_tasks)
-        absent = [name for i, name in enumerate(self._tasks.names) if i not in present]
-        try:
-            weights = self.weighting(gram)
-        except (ValueError, RuntimeError, IndexError) as error:
-            if not absent or isinstance(error, torch.cuda.OutOfMemoryError):
-                raise
-            said = " ".join(str(error).split())
+    def __getstate__(self) -> dict[str, Any]:
+        if self.process_group is not None:
             raise ValueError(
-                f"weighting: must take the Gram matrix of a step without the tasks {absent}, got "
-                f"{type(error).__name__} ({said}); give every task a loss, or take a weighting for "
-                "any number of tasks"
-            ) from error
-        if not isinstance(weights, Tensor):
-            raise TypeError(f"weighting: must return a tensor, got {type(weights).__name__}")
-        if weights.shape != (num_tasks,):
-            raise ValueError(
-                f"weighting: must return {num_tasks} weights for a Gram matrix of "
-                f"{num_tasks} tasks, got shape {tuple(weights.shape)}"
-                + (f"; the tasks {absent} are absent in this step" if absent else "")
+                "optimizer: cannot be copied or pickled with its process_group, which belongs to "
+                "this process; load its state_dict() into a new one"
             )
-        return weights.detach().to(gram.device, gram.dtype, non_blocking=True)
+        return super().__getstate__()
 
-    def _write(self, buffer: GradientBuffer, units: Units, weights: Tensor) -> None:  # [S, T]
-        """Adds the combined gradient to ``.grad``; weights are by slot."""
-        dot_grad.add(
-            buffer.combine(
-                self._kernels(buffer.touched()).combine_segments,
-                units,
-                weights / weights.shape[-1] if self.reduction == "mean" else weights,
-                weights if self.scope == "all" else None,
-            )
-        )
+    def _operate(self, buffer: GradientBuffer) -> None:
+        """Performs surgery on what a buffer keeps, if that is anything."""
+        if buffer.touched():
+            self._witness.saw([self._tasks.names[task] for task in sorted(buffer.slots)])
+            self._surgery.operate(buffer, self._step)
+        else:
+            buffer.clear()
+
+    def _testify(self) -> None:
+        """Warns, once, before a step on gradients of fewer than two tasks."""
+        # Of what is added to `.grad` at once a process does not know the tasks of the others.
+        if self._replicas is None or self._step.handling == "apart":
+            self._witness.testify(self._parameters())
 
     def _own_state(self) -> dict[str, Any]:
         places = {parameter: place for place, parameter in enumerate(self._parameters())}
         in_rows, num_rows = self._step.buffer.layout()
-        weighting = state_of(self.weighting)
         return {
-            **({} if weighting is None else {"weighting": weighting}),
+            **self._surgery.state_dict(),
             "tasks": list(self._tasks.names),
-            "seed": self.seed,
-            "num_steps": self._clock.read(),
             "in_rows": [places[parameter] for parameter in in_rows if parameter in places],
             "num_rows": num_rows,
             "diagnostics": self.diagnostics.state_dict(),
@@ -386,16 +479,7 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _check_own_state(self, own: Mapping[str, Any]) -> None:
         self._tasks.check_saved(own["tasks"])
-        check_integer("state_dict", own["seed"])
-        if "weighting" in own and state_of(self.weighting) is not None:
-            try:
-                take_back(copy.deepcopy(self.weighting), own["weighting"])
-            except Exception as error:
-                said = " ".join(str(error).split())
-                raise ValueError(
-                    f"state_dict: must be of an equal weighting, found another ({said}); make the "
-                    "optimizer with the weighting that the checkpoint was made with"
-                ) from error
+        self._surgery.check_state(own)
 
     def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
         self._step.forget()
@@ -405,149 +489,8 @@ class MultiTaskOptimizer(TaskBlocks):
         if own is None:
             return
         self._tasks.restore([self._tasks.check(name) for name in own["tasks"]])
-        self._clock.restore(check_integer("state_dict", own["seed"]), own["num_steps"])
-        if "weighting" in own and state_of(self.weighting) is not None:
-            take_back(self.weighting, own["weighting"])
+        self._surgery.load_state_dict(own)
         parameters = list(self._parameters())
         in_rows = [parameters[place] for place in own["in_rows"]]
         self._step.buffer.restore(in_rows, own["num_rows"])
         self.diagnostics.load_state_dict(own["diagnostics"], parameters[0].device)
-
-    # What they have in common.
-
-    def _operate(self, buffer: GradientBuffer) -> None:
-        """Surgery on what a buffer keeps, which then is empty."""
-        if not buffer.touched():
-            buffer.clear()
-            return
-        self._check_watched(self._watched)
-        of_tasks = sorted(buffer.slots)
-        names = [self._tasks.names[task] for task in of_tasks]
-        self._witness.saw(names)
-        chosen = self._kernels(buffer.touched())
-        buffer.settle()
-        units = self._units(buffer)
-        grams = buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all")
-        grams = _by_task(grams, buffer)
-        weights, coefficients = self._weigh(grams, of_tasks)
-        watched = None
-        if self._watched:
-            groups = Units(self._watched.values())
-            watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
-        self.diagnostics.record(names, of_tasks, self._tasks.names, grams, weights, coefficients)
-        self.diagnostics.record_groups(tuple(self._watched), watched)
-        if self._step.handling == "apart":
-            place = {task: place for place, task in enumerate(of_tasks)}
-            by_slot = [place[task] for task in buffer.slots]
-            self._write(buffer, units, picked(weights.T, by_slot).T)
-        buffer.clear()
-
-    def _average(self, replicas: Replicas) -> AveragedBuffer:
-        """The mean over the replicas of what each keeps; that of ``.grad`` comes into its place."""
-        step, parameters = self._step, list(self._parameters())
-        options = (
-            *(self.seed, self.reduction, self.scope, self.granularity, self._clock.num_steps),
-            self.shared and [place for place, p in enumerate(parameters) if p in self.shared],
-        )
-        shapes = [(tuple(p.shape), p.dtype) for p in parameters]
-        replicas.check_alike((self._tasks.names, options, shapes))
-        # A process without a block in this step has not yet asked.
-        handling = step.handling or self._handling_to_begin()
-        present = [p for p in parameters if p.grad is not None and p not in step.averaged]
-        flags = self._flags() if self._guard.asks else None
-        begun = step.handling is not None
-        agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags, begun)
-        step.handling = handling if agreed.begun else None
-        if flags is not None:
-            self._guard.act(agreed.failed)
-            step.failed.clear()
-            drop_tasks(agreed.failed_tasks, step.buffer)
-        outside = dot_grad.take_over(agreed.outside)
-        with_outside, tasks_of = set(agreed.outside), agreed.tasks_of
-        if handling == "held":
-            self._release(outside)
-            with_outside.update(parameter for parameter, by in tasks_of.items() if by)
-            tasks_of = tasks_of if self._watches() else {}
-        mean = AveragedBuffer(
-            step.buffer,
-            tasks_of,
-            {p: outside.get(p) for p in parameters if p in with_outside},
-            self.scope == "all",
-            replicas.group,
-        )
-        dot_grad.add(mean.outside)
-        step.averaged.update(parameters)
-        return mean
-
-    def _testify(self) -> None:
-        """Warns, once, before a step on gradients of fewer than two tasks."""
-        # Of what is added to `.grad` at once a process does not know the tasks of the others.
-        if self._replicas is None or self._step.handling == "apart":
-            self._witness.testify(self._parameters())
-
-    def _units(self, buffer: GradientBuffer) -> Units:
-        """Which parameters the method looks at together."""
-        if self.granularity == "group":
-            return Units(group["params"] for group in self.base.param_groups)
-        if self.granularity == "tensor":
-            kept = set(buffer.touched() if self.scope == "all" else buffer.shared())
-            if kept:
-                return Units([parameter] for parameter in self._parameters() if parameter in kept)
-        return Units()
-
-    def _kernels(self, reached: Iterable[Tensor]) -> ModuleType:
-        return kernels.choose(self.fused, *{tensor.device for tensor in reached})
-
-    def _backward_features(
-        self, losses: Mapping[Hashable, Tensor], features: Sequence[Tensor], retain_graph: bool
-    ) -> None:
-        by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
-        of_tasks = [task for task, _ in by_task]
-        drops = self.on_nonfinite == "skip_task"
-        self._witness.saw(list(losses))
-        found = FeatureGradients([loss for _, loss in by_task], features, retain_graph, copy=drops)
-        names = [self._tasks.names[task] for task in of_tasks]
-        with torch.no_grad():
-            for place, task in enumerate(of_tasks):
-                if self._guard.looks:
-                    dot_grad.check_dense(names[place], found.heads[place])
-                self._look(task, found.of(place))
-            chosen = self._kernels(features)
-            gram = chosen.gram_matrix(found.grads)
-            if self._replicas is not None:
-                flags = self._flags() if self._guard.asks else None
-                gram, failed = self._replicas.mean_gram(gram, flags)
-                if failed is not None:
-                    self._guard.act(failed)
-                    self._step.failed.clear()
-                    for place in range(len(of_tasks)):
-                        drop_unless(~failed[place], found.of(place))
-            weights, coefficients = self._weigh(gram[None], of_tasks)
-            mixed = weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
-            update = chosen.combine(mixed, found.grads, found.grads[0])
-        for place, task in enumerate(of_tasks):
-            found.scale_heads(place, self._loss_weight(task))
-        found.back_propagate(update, retain_graph)
-        self.diagnostics.record(
-            names, of_tasks, self._tasks.names, gram[None], weights, coefficients
-        )
-        self.diagnostics.record_groups((), None)
-
-    def _check_features_everywhere(self, losses: Mapping[Hashable, Tensor]) -> None:
-        if any(is_spread(parameter) for parameter in self._parameters()):
-            raise ValueError(
-                "feature_backward(): must have parameters that are not sharded; use backward()"
-            )
-        if self._replicas is not None and set(losses) != set(self._tasks.names):
-            raise ValueError(
-                f"losses: must be one for each of the tasks {self._tasks.names} where there is a "
-                f"process_group, got those of {list(losses)}; use backward() when a task is absent"
-            )
-
-
-def _by_task(grams: Tensor, buffer: GradientBuffer) -> Tensor:  # [S, T, T]
-    """Gram matrices of a buffer's slots as those of its tasks, in their order."""
-    slots = [slot for _, slot in sorted(buffer.slots.items())]
-    if slots == list(range(len(slots))):
-        return grams
-    return picked(picked(grams.permute(1, 2, 0), slots).transpose(0, 1), slots).permute(2, 1, 0)

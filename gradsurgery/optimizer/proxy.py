@@ -21,7 +21,7 @@ _HOOKS = tuple(
 Closure = Callable[[], Any]
 
 
-def of(owner: str, name: str) -> Any:
+def delegated(owner: str, name: str) -> Any:
     """An attribute that really belongs to an object which its holder has as ``owner``."""
     return property(
         lambda self: getattr(getattr(self, owner), name),
@@ -29,7 +29,7 @@ def of(owner: str, name: str) -> Any:
     )
 
 
-class Facade(Optimizer):
+class Proxy(Optimizer):
     """``param_groups``, ``state`` and ``defaults`` are those of ``base``.
 
     Whatever else ``base`` has is found here too, such as ``train()`` and ``eval()`` of optimizers
@@ -71,9 +71,9 @@ class Facade(Optimizer):
         self.base = base
         self._forget_hooks()
 
-    param_groups = of("base", "param_groups")
-    state = of("base", "state")
-    defaults = of("base", "defaults")
+    param_groups = delegated("base", "param_groups")
+    state = delegated("base", "state")
+    defaults = delegated("base", "defaults")
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is missing here. There is no `base` yet while this is unpickled.
@@ -204,6 +204,7 @@ class Facade(Optimizer):
 
 
 def _remedy(cls: type) -> str:
+    """Says what to do about arguments that are another optimizer's."""
     return f"wrap an optimizer: {cls.__name__}(torch.optim.AdamW(model.parameters(), lr=...))"
 
 
@@ -213,10 +214,10 @@ def _with_remedy(init: Callable[..., None]) -> Callable[..., None]:
 
     @functools.wraps(init)
     def checked(self: object, *args: Any, **options: Any) -> None:
+        cls = type(self)
         try:
             signature.bind(self, *args, **options)
         except TypeError as error:
-            cls = type(self)
             raise TypeError(f"{cls.__name__}: {error}; {_remedy(cls)}") from None
         init(self, *args, **options)
 

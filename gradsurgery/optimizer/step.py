@@ -79,6 +79,7 @@ class Step:
         has_graph: whether a gradient was made with ``create_graph=True``.
         failed: by task, whether a gradient was not finite, ``[]`` booleans: what nobody has acted
             upon yet.
+        losses: of the tasks, where the method asks for them, ``[]`` each.
     """
 
     buffer: GradientBuffer
@@ -89,10 +90,16 @@ class Step:
     counts: bool = False
     has_graph: bool = False
     failed: dict[int, Tensor] = field(default_factory=dict)
+    losses: dict[int, Tensor] = field(default_factory=dict)
 
     def note(self, task: int, failed: Tensor) -> None:  # []
         """Remembers of a task's gradient whether it was not finite."""
         self.failed[task] = self.failed[task] | failed if task in self.failed else failed
+
+    def note_loss(self, task: int, loss: Tensor) -> None:  # []
+        """Adds a loss to those that a task has in this step."""
+        loss = loss.view(())
+        self.losses[task] = self.losses[task] + loss if task in self.losses else loss
 
     def flags(self, num_tasks: int, device: torch.device) -> Tensor:  # [N] of uint8
         """Of which tasks a gradient was not finite."""
@@ -107,6 +114,7 @@ class Step:
         self.averaged.clear()
         self.has_graph = False
         self.failed.clear()
+        self.losses.clear()
 
     def forget(self) -> None:
         """Begins anew without them."""
@@ -163,6 +171,7 @@ class Step:
         """
         names, handling, failed = list(tasks.names), self.handling, dict(self.failed)
         averaged, has_graph = set(self.averaged), self.has_graph
+        losses = dict(self.losses)
         self.seal.lift()
         outside = dot_grad.hide(parameters, self.buffer)
         before = self.buffer
@@ -175,7 +184,7 @@ class Step:
         except BaseException:
             tasks.restore(names)
             self.handling, self.failed = handling, failed
-            self.averaged, self.has_graph = averaged, has_graph
+            self.averaged, self.has_graph, self.losses = averaged, has_graph, losses
             if self.buffer is before:
                 before.clear()
             self.buffer = before

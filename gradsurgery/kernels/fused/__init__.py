@@ -1,7 +1,7 @@
 """The passes over the per-task gradients in Triton, and the projection between them.
 
 ``gram_matrix`` and ``combine`` are those of :mod:`gradsurgery.kernels.reference`, the projection
-that of :mod:`gradsurgery.methods.order`: same arguments, same results up to rounding.
+that of :func:`gradsurgery.pcgrad_coefficients`: same arguments, same results up to rounding.
 
 **Bytes and FLOPs.** The Gram matrix reads ``T·P`` numbers once; combine reads them again and writes
 ``P``. Products are float64, as in the reference, because they cost nothing where it matters: with
@@ -23,7 +23,7 @@ but what the result and the partial sums take. A first call compiles, and a firs
 from gradsurgery.kernels.fused.columns import INTERPRETED
 from gradsurgery.kernels.fused.combine import combine, combine_segments
 from gradsurgery.kernels.fused.gram import gram_matrices, gram_matrix
-from gradsurgery.kernels.fused.projection import pcgrad_coefficients
+from gradsurgery.kernels.fused.projection import project
 
 __all__ = [
     "INTERPRETED",
@@ -31,5 +31,5 @@ __all__ = [
     "combine_segments",
     "gram_matrices",
     "gram_matrix",
-    "pcgrad_coefficients",
+    "project",
 ]

@@ -10,11 +10,11 @@ from torch import Tensor
 _NUMBERS = 4096  # that a program keeps in registers
 
 
-def pcgrad_coefficients(
+def project(
     gram: Tensor,  # [..., T, T]
     order: Tensor,  # [..., T, T]
 ) -> Tensor:  # [..., T, T]
-    """The same as :func:`gradsurgery.methods.order.pcgrad_coefficients`, in one launch."""
+    """Does what :func:`gradsurgery.pcgrad_coefficients` does, in one launch."""
     num_tasks = gram.shape[-1]
     batch = torch.broadcast_shapes(gram.shape, order.shape)
     grams = gram.expand(batch).reshape(-1, num_tasks, num_tasks)

@@ -1,10 +1,11 @@
-"""The Triton kernels against the reference and ``weighting.py``: interpreted, and on a GPU.
+"""The Triton kernels against the reference and ``methods/pcgrad.py``: interpreted, and on a GPU.
 
 Triton decides when it is imported whether it interprets, so the cases run in processes of their
 own. What the compiler refuses the interpreter may accept, so the kernels are also compiled, which
 takes no GPU.
 """
 
+import importlib
 import math
 import os
 import re
@@ -19,12 +20,17 @@ from hypothesis import strategies as st
 from gradsurgery import PCGrad, kernels
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.kernels import reference
-from gradsurgery.methods.order import pcgrad_coefficients, projection_order
+from gradsurgery.methods.order import projection_order
+from gradsurgery.methods.pcgrad import pcgrad_coefficients
 
 triton = pytest.importorskip("triton")
 
 from gradsurgery.kernels import fused  # noqa: E402
-from gradsurgery.kernels.fused import products, projection, sums  # noqa: E402
+from gradsurgery.kernels.fused import projection  # noqa: E402
+
+# By their full names: `fused.combine` is the function.
+products = importlib.import_module("gradsurgery.kernels.fused.gram")
+sums = importlib.import_module("gradsurgery.kernels.fused.combine")
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -90,13 +96,13 @@ def assert_combined(update, weights, grads):
 
 def assert_projected(gram, order):
     wide = 1e-12 if gram.dtype == torch.float64 else 1e-5
-    found, expected = fused.pcgrad_coefficients(gram, order), pcgrad_coefficients(gram, order)
+    found, expected = fused.project(gram, order), pcgrad_coefficients(gram, order)
     assert found.shape == expected.shape
     torch.testing.assert_close(found, expected, rtol=wide, atol=wide, equal_nan=True)
 
 
 def weights_of(gram, order):
-    return fused.pcgrad_coefficients(gram, order).sum(-2)
+    return fused.project(gram, order).sum(-2)
 
 
 @pytest.mark.parametrize("num_params", [0, 1, 7, 1023, 1024, 1025])
@@ -407,12 +413,13 @@ def case_training_is_the_same(granularity):
 @pytest.mark.parametrize("fused_or_not", [True, False])
 def case_the_wrapper_projects_with_the_kernels_it_is_given(monkeypatch, fused_or_not):
     calls = []
+    project = projection.project
 
-    def pcgrad_coefficients(gram, order):
+    def counted(gram, order):
         calls.append(gram.shape)
-        return projection.pcgrad_coefficients(gram, order)
+        return project(gram, order)
 
-    monkeypatch.setattr(fused, "pcgrad_coefficients", pcgrad_coefficients)
+    monkeypatch.setattr(projection, "project", counted)
     trained("model", fused=fused_or_not)
     assert calls == [(1, 3, 3)] * (6 if fused_or_not else 0)
 

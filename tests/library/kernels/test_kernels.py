@@ -8,11 +8,10 @@ import torch
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum, kernels
 from gradsurgery.kernels import blocked, reference
-from gradsurgery.methods import order as weighting
+from gradsurgery.method import Seen
+from gradsurgery.methods.pcgrad import PCGradMethod, pcgrad_coefficients
 
-NAMES = (
-    "gram_matrix", "combine", "gram_matrices", "combine_segments", "pcgrad_coefficients",
-)  # fmt: skip
+NAMES = ("gram_matrix", "combine", "gram_matrices", "combine_segments")
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
 
@@ -73,7 +72,6 @@ def test_fused_on_cuda(fused, gpu):
     assert chosen.__name__ == "gradsurgery.kernels.fused"
     for name in NAMES:
         assert all(hasattr(module, name) for module in (chosen, reference, blocked)), name
-    assert chosen.pcgrad_coefficients is not weighting.pcgrad_coefficients
 
 
 def test_fused_may_be_possible_where_there_is_a_gpu(gpu):
@@ -129,20 +127,22 @@ def test_every_wrapper_refuses_before_training_begins(make, monkeypatch):
         make(torch.optim.SGD([parameter], lr=0.1))
 
 
-def test_the_projection_is_that_of_the_chosen_kernels(monkeypatch):
-    assert blocked.pcgrad_coefficients is weighting.pcgrad_coefficients
+@pytest.mark.parametrize("is_fused", [True, False])
+def test_the_projection_is_fused_where_the_kernels_are(is_fused, monkeypatch):
+    pytest.importorskip("triton")
+    from gradsurgery.kernels.fused import projection
+
     projected = []
 
-    def pcgrad_coefficients(grams, order):
-        projected.append(grams)
-        return 3 * torch.eye(2, dtype=grams.dtype).expand_as(grams)
+    def project(gram, order):
+        projected.append(gram)
+        return pcgrad_coefficients(gram, order)
 
-    monkeypatch.setattr(blocked, "pcgrad_coefficients", pcgrad_coefficients)
-    parameter = torch.nn.Parameter(torch.ones(2))
-    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1))
-    optimizer.backward([parameter.sum(), -parameter[0]])
-    assert len(projected) == 1
-    assert parameter.grad.tolist() == [0.0, 3.0]
+    monkeypatch.setattr(projection, "project", project)
+    gram = torch.tensor([[[1.0, -1.0], [-1.0, 2.0]]])
+    seen = Seen(gram, None, (0, 1), ("a", "b"), seed=0, step=0, fused=is_fused)
+    assert PCGradMethod().weights(seen).tolist() == [[[1.0, 0.5], [1.0, 1.0]]]
+    assert len(projected) == is_fused
 
 
 def test_surgery_refuses_gradients_that_triton_cannot_reach(gpu):

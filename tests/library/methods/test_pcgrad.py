@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torchjd.aggregation import PCGradWeighting
 
 from gradsurgery.kernels.reference import combine, gram_matrix
-from gradsurgery.methods.order import pcgrad_coefficients, pcgrad_weights, projection_order
+from gradsurgery.methods.order import projection_order
+from gradsurgery.methods.pcgrad import pcgrad_coefficients, pcgrad_weights
 from tests import oracle
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")

@@ -1,0 +1,38 @@
+"""The options of every optimizer, written once: what constructors pass on."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Iterable
+from typing import TYPE_CHECKING, Literal, TypedDict
+
+import torch
+
+from gradsurgery.arguments import Shared
+from gradsurgery.optimizer.nonfinite import OnNonfinite
+from gradsurgery.optimizer.surgery import Granularity
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+
+class SumOptions(TypedDict, total=False):
+    """Options that every optimizer has; :class:`MultiTaskOptimizer` says what they mean."""
+
+    tasks: Iterable[Hashable] | None
+    scope: Literal["shared", "all"]
+    shared: Shared | None
+    on_nonfinite: OnNonfinite
+    buffer_dtype: torch.dtype | None
+    fused: bool | None
+    process_group: ProcessGroup | None
+
+
+class Options(SumOptions, total=False):
+    """Options of every method; :class:`MultiTaskOptimizer` says what they mean."""
+
+    reduction: Literal["sum", "mean"]
+    granularity: Granularity
+    seed: int
+    every: int
+    start_step: int
+    warn: bool

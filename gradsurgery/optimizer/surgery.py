@@ -1,0 +1,301 @@
+"""One surgery: Gram matrix, weights, one gradient; and what becomes of the steps between two."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from types import ModuleType
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery import kernels
+from gradsurgery.arguments import check_choice, check_integer
+from gradsurgery.diagnostics import Diagnostics
+from gradsurgery.gradients import dot_grad
+from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.gradients.places import picked
+from gradsurgery.gradients.rows import Units
+from gradsurgery.gradients.shards import local
+from gradsurgery.method import Method, Seen, check_state
+from gradsurgery.optimizer.last_weights import LastWeights
+from gradsurgery.optimizer.step import Clock, Handling, Step
+from gradsurgery.optimizer.tasks import Tasks
+
+Granularity = Literal["model", "group", "tensor"]
+
+
+class Surgery:
+    """Makes one gradient of the tasks' by a method.
+
+    Args:
+        base: whose parameters are looked at.
+        method: how T gradients become one.
+        tasks: the tasks.
+        diagnostics: told of every surgery.
+        reduction, scope, granularity, seed, every, start_step, fused, monitor: as in
+            :class:`gradsurgery.MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: an option is out of its range.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        method: Method,
+        tasks: Tasks,
+        diagnostics: Diagnostics,
+        *,
+        reduction: Literal["sum", "mean"],
+        scope: Literal["shared", "all"],
+        granularity: Granularity,
+        seed: int,
+        every: int,
+        start_step: int,
+        fused: bool | None,
+        monitor: bool,
+    ) -> None:
+        check_choice("reduction", reduction, ("sum", "mean"))
+        check_choice("scope", scope, ("shared", "all"))
+        check_choice("granularity", granularity, ("model", "group", "tensor"))
+        kernels.choose(fused)
+        self.method = method
+        self.reduction = reduction
+        self.scope = scope
+        self.granularity = granularity
+        self.every = check_integer("every", every, at_least=1)
+        if self.every > 1 and not method.needs_gram:
+            raise ValueError(
+                f"every: must be 1 for {type(method).__name__}, which costs no more than the plain "
+                f"sum in every step, got {every}"
+            )
+        self.start_step = check_integer("start_step", start_step, at_least=0)
+        self.fused = fused
+        self.monitor = monitor
+        self.clock = Clock(check_integer("seed", seed))
+        self.watched: dict[str, list[Tensor]] = {}  # parameters by a name of the group
+        self._base = base
+        self._tasks = tasks
+        self._diagnostics = diagnostics
+        self._last = LastWeights()
+
+    def handling(self) -> Handling:
+        """Decides what becomes of the tasks' gradients in the step that begins."""
+        if self.method.is_sum:
+            return "weighted" if self.monitor else "plain"
+        if self.method.has_fixed_weights:
+            return "weighted"
+        since = self.clock.num_steps - self.start_step
+        if since < 0:
+            return "plain"
+        return "apart" if since % self.every == 0 or not self._last else "weighted"
+
+    @property
+    def sees_each_task(self) -> bool:
+        """Whether tasks need a backward each although nothing is kept apart."""
+        return self.monitor or not self.method.has_fixed_weights
+
+    @property
+    def weighs_losses(self) -> bool:
+        """Whether the method's weights go on the losses, before any backward."""
+        return not (self.method.needs_gram or self.method.has_fixed_weights)
+
+    def weigh_losses(self, losses: Mapping[int, Tensor]) -> Tensor:  # [T]
+        """Asks the method for the weights of some losses, by task in order of their numbers."""
+        of_tasks = sorted(losses)
+        device = next(iter(losses.values())).device
+        weights, _ = self.weigh(None, of_tasks, losses, device)
+        self.record(of_tasks, None, weights, None)
+        return weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
+
+    def fixed_weight(self, task: int) -> float:
+        """Gives the weight of a task's loss that depends on nothing; 1 where there is no such."""
+        fixed = self.method.has_fixed_weights
+        return self.method.fixed_weight(self._tasks.names[task]) if fixed else 1.0
+
+    def scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
+        """Multiplies a task's gradients by its weight, in place, where they are not kept apart."""
+        if not self.method.has_fixed_weights:
+            self._last.scale(task, grads, mean=self.reduction == "mean")
+            return
+        weight = self.fixed_weight(task)
+        if weight != 1.0:
+            torch._foreach_mul_([local(grad) for grad in grads.values()], weight)
+
+    def operate(self, buffer: GradientBuffer, step: Step) -> None:
+        """Performs surgery on what a buffer keeps, which then is empty.
+
+        Args:
+            buffer: the step's, or its average over processes.
+            step: whose losses the method may see, and whether the combined gradient is wanted.
+        """
+        self.check_watched(self.watched)
+        of_tasks = sorted(buffer.slots)
+        chosen = self.kernels_for(buffer.touched())
+        buffer.settle()
+        units = self._units(buffer)
+        gram = watched = None
+        if self.method.needs_gram or self.monitor:
+            gram = buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all")
+            gram = _by_task(gram, buffer)
+        device = next(iter(buffer.touched())).device
+        weights, coefficients = self.weigh(gram, of_tasks, step.losses, device)
+        if self.watched and gram is not None:
+            groups = Units(self.watched.values())
+            watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
+        self.record(of_tasks, gram, weights, coefficients, watched)
+        if step.handling == "apart":
+            place = {task: place for place, task in enumerate(of_tasks)}
+            by_slot = [place[task] for task in buffer.slots]
+            self._write(buffer, units, picked(weights.T, by_slot).T)
+        step.losses.clear()
+        buffer.clear()
+
+    def weigh(
+        self,
+        gram: Tensor | None,  # [S, T, T]
+        of_tasks: Sequence[int],
+        losses: Mapping[int, Tensor],
+        device: torch.device,
+    ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
+        """Asks the method for the weights of some tasks in each unit, and for what the projections
+        of a method that projects are made of."""
+        method, num_tasks = self.method, len(of_tasks)
+        if method.has_fixed_weights:
+            like = torch.empty(1, device=device) if gram is None else gram[:, 0, 0]
+            return torch.stack(
+                [like.new_full(like.shape, self.fixed_weight(task)) for task in of_tasks], -1
+            ), None
+        seen = Seen(
+            gram if method.needs_gram else None,
+            self._seen_losses(of_tasks, losses) if method.needs_losses else None,
+            tuple(of_tasks),
+            tuple(self._tasks.names),
+            self.clock.seed,
+            self.clock.on(device),
+            fused=self.fused is not False and _are_fused(kernels.choose(self.fused, device)),
+        )
+        found = method.weights(seen).detach()
+        if found.ndim == 3:
+            return found.sum(-2), found
+        if found.ndim != 2 or found.shape[-1] != num_tasks:
+            raise ValueError(
+                f"method: must return weights [S, {num_tasks}] of {num_tasks} tasks, got shape "
+                f"{tuple(found.shape)}"
+            )
+        return found, None
+
+    def record(
+        self,
+        of_tasks: Sequence[int],
+        gram: Tensor | None,
+        weights: Tensor,  # [S, T]
+        coefficients: Tensor | None,  # [S, T, T]
+        watched: Tensor | None = None,  # [K, T, T]
+    ) -> None:
+        """Tells the diagnostics of a surgery."""
+        names = [self._tasks.names[task] for task in of_tasks]
+        self._diagnostics.record(names, of_tasks, self._tasks.names, gram, weights, coefficients)
+        groups = () if watched is None else tuple(self.watched)
+        self._diagnostics.record_groups(groups, watched)
+
+    def kernels_for(self, tensors: Iterable[Tensor]) -> ModuleType:
+        """Chooses the kernels for the devices of some tensors."""
+        return kernels.choose(self.fused, *{tensor.device for tensor in tensors})
+
+    def check_watched(self, watched: Mapping[str, Sequence[Tensor]]) -> None:
+        """Refuses groups with parameters that the optimizer does not hold.
+
+        Raises:
+            ValueError: with the group's name.
+        """
+        held = set(self._parameters()) if watched else set()
+        for name, parameters in watched.items():
+            for parameter in parameters:
+                if parameter not in held:
+                    raise ValueError(
+                        f"groups: must hold parameters of this optimizer, got one of shape "
+                        f"{tuple(parameter.shape)} in {name!r} that it does not have; call watch() "
+                        "with its own, or add_param_group() first"
+                    )
+
+    def settings(self) -> tuple[object, ...]:
+        """Gives what processes must have alike."""
+        return self.clock.seed, self.reduction, self.scope, self.granularity, self.clock.num_steps
+
+    def state_dict(self) -> dict[str, Any]:
+        """Gives the clock, the method's state and the last weights."""
+        state = {"seed": self.clock.seed, "num_steps": self.clock.read()}
+        of_method = self.method.state_dict()
+        if not self.method.has_fixed_weights:
+            state.update(self._last.state_dict(list(self._parameters())))
+        return {**state, "weighting": of_method} if of_method else state
+
+    def check_state(self, state: Mapping[str, Any]) -> None:
+        """Refuses a state, before anything is changed.
+
+        Raises:
+            TypeError, ValueError: the seed or the method's state is not one.
+        """
+        check_integer("state_dict", state["seed"])
+        if "weighting" in state:
+            check_state(self.method, state["weighting"])
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes the state back; a method without a saved state begins anew."""
+        self.clock.restore(check_integer("state_dict", state["seed"]), state["num_steps"])
+        if "weighting" in state:
+            self.method.load_state_dict(state["weighting"])
+        self._last.load_state_dict(state, list(self._parameters()))
+
+    def _write(self, buffer: GradientBuffer, units: Units, weights: Tensor) -> None:  # [S, T]
+        """Adds the combined gradient to ``.grad``; weights are by slot."""
+        if self.every > 1:
+            self._last.keep(buffer, units, weights, alone=self.scope == "all")
+        reach_all = self.scope == "all" or not self.method.needs_gram
+        dot_grad.add(
+            buffer.combine(
+                self.kernels_for(buffer.touched()).combine_segments,
+                units,
+                weights / weights.shape[-1] if self.reduction == "mean" else weights,
+                weights if reach_all else None,
+            )
+        )
+
+    def _units(self, buffer: GradientBuffer) -> Units:
+        """Tells which parameters the method looks at together."""
+        if self.granularity == "group":
+            return Units(group["params"] for group in self._base.param_groups)
+        if self.granularity == "tensor":
+            kept = set(buffer.touched() if self.scope == "all" else buffer.shared())
+            if kept:
+                return Units([parameter] for parameter in self._parameters() if parameter in kept)
+        return Units()
+
+    def _seen_losses(self, of_tasks: Sequence[int], losses: Mapping[int, Tensor]) -> Tensor:  # [T]
+        missing = [self._tasks.names[task] for task in of_tasks if task not in losses]
+        if missing:
+            raise ValueError(
+                f"losses: must be known to this method, those of the tasks {missing} are not; call "
+                "optimizer.backward(losses), or `with optimizer.task(name) as block:` and "
+                "block.backward(loss)"
+            )
+        return torch.stack([losses[task] for task in of_tasks])
+
+    def _parameters(self) -> Iterator[Tensor]:
+        for group in self._base.param_groups:
+            yield from group["params"]
+
+
+def _are_fused(chosen: ModuleType) -> bool:
+    return chosen.__name__.endswith(".fused")
+
+
+def _by_task(grams: Tensor, buffer: GradientBuffer) -> Tensor:  # [S, T, T]
+    """Gram matrices of a buffer's slots as those of its tasks, in their order."""
+    slots = [slot for _, slot in sorted(buffer.slots.items())]
+    if slots == list(range(len(slots))):
+        return grams
+    return picked(picked(grams.permute(1, 2, 0), slots).transpose(0, 1), slots).permute(2, 1, 0)
