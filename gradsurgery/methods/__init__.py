@@ -1,0 +1,1 @@
+"""The methods: how the tasks' gradients become one."""
