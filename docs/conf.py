@@ -50,9 +50,12 @@ toc_object_entries_show_parents = "hide"
 # have to be fetched, and to what a signature alone names.
 nitpicky = True
 nitpick_ignore_regex = [
-    (r"py:\w+", r"(torch|collections|typing|matplotlib)\..*"),
+    (r"py:\w+", r"(torch|collections|contextlib|typing|matplotlib)\..*"),
     (r"py:class", r"Optimizer|ProcessGroup|Axes|gradsurgery\.\w+\.Batch"),
-    (r"py:class", r"Granularity|OnNonfinite|Weighting"),  # their choices stand beside the argument
+    (
+        r"py:class",
+        r"Granularity|OnNonfinite|Shared|Weighting",
+    ),  # their choices stand beside the argument
 ]
 
 DOCS = Path(__file__).parent

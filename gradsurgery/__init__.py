@@ -4,7 +4,7 @@ from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.kernels.reference import combine, gram_matrix
 from gradsurgery.loader import MultiTaskLoader
 from gradsurgery.optim import LossSum, PCGrad, WeightedSum
-from gradsurgery.random_sampling import Annealed, Proportional, Temperature
+from gradsurgery.random_sampling import Annealed, Proportional, Shuffled, Temperature
 from gradsurgery.sampling import RoundRobin, Sequential, TaskSampler
 from gradsurgery.weighting import pcgrad_coefficients, pcgrad_weights, projection_order
 from gradsurgery.wrapper import MultiTaskOptimizer
@@ -21,6 +21,7 @@ __all__ = [
     "Proportional",
     "RoundRobin",
     "Sequential",
+    "Shuffled",
     "TaskSampler",
     "Temperature",
     "WeightedSum",

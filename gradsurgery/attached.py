@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from gradsurgery.buffer import GradientBuffer
-from gradsurgery.memory import is_whole
-from gradsurgery.shards import local, placed_as
+from gradsurgery.memory import is_held, is_whole, storage_of
+from gradsurgery.shards import local, placed_as, whole
 
 Grads = dict[Tensor, Tensor]  # by parameter
 
@@ -33,12 +33,34 @@ def take(parameters: Iterable[Tensor]) -> Grads:
     return taken
 
 
+def take_over(parameters: Iterable[Tensor], only_read: Container[Tensor] = ()) -> Grads:
+    """Like :func:`take`, for us to write to: a gradient that somebody holds, or that shares its
+    memory with another tensor, is copied.
+
+    Args:
+        parameters: all that may have one.
+        only_read: those whose gradients nobody is going to write to.
+    """
+    taken = take(parameters)
+    for parameter in [p for p in taken if p not in only_read and _can_be_ours(taken[p])]:
+        # A tensor that we alone have: the other goes away here, unless somebody holds it.
+        taken[parameter] = part = local(taken[parameter]).detach()
+        taken[parameter] = whole(parameter, part.clone() if is_held(storage_of(part)) else part)
+    return taken
+
+
 def hide(parameters: Iterable[Tensor], buffer: GradientBuffer) -> Grads:
-    """The same, of gradients that must outlive the rows or DDP's buckets they may lie in."""
+    """Like :func:`take`, but copies gradients that share memory with our rows or with DDP's
+    buckets, which will be overwritten."""
     return {
         parameter: grad if is_whole(grad) and not buffer.holds(grad) else grad.clone()
         for parameter, grad in take(parameters).items()
     }
+
+
+def _can_be_ours(grad: Tensor) -> bool:
+    """Whether a gradient is one to which we ever write: dense, and without a graph of its own."""
+    return grad.layout is torch.strided and not grad.requires_grad
 
 
 def put(parameters: Iterable[Tensor], grads: Mapping[Tensor, Tensor]) -> None:

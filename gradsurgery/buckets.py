@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from gradsurgery.memory import flat
+from gradsurgery.memory import flat, num_columns, real
 from gradsurgery.rows import Units
 
 _COLUMNS = 1 << 22  # that travel in one collective: T rows of them are all the memory it takes
@@ -29,8 +29,8 @@ class Piece(NamedTuple):
         return slice(self.column, self.column + self.end - self.begin)
 
     def of(self, grad: Tensor) -> Tensor:
-        """The stretch of a gradient of the parameter, flat."""
-        return flat(grad)[self.begin : self.end]
+        """The stretch of a gradient of the parameter, flat; a complex one as real numbers."""
+        return flat(real(grad))[self.begin : self.end]
 
 
 class Bucket(NamedTuple):
@@ -67,6 +67,11 @@ def cut(
 ) -> list[Bucket]:
     """Parameters cut into buckets, and each of those into columns for every process.
 
+    Args:
+        parameters: whose gradients travel; a complex number takes two columns.
+        dtype: of the columns of each, a real type.
+        num_processes: among which they are divided.
+
     Example:
         >>> (bucket,) = cut([torch.ones(5), torch.ones(2)], lambda p: p.dtype, num_processes=2)
         >>> bucket.width, [[piece.columns for piece in pieces] for pieces in bucket.pieces]
@@ -77,10 +82,10 @@ def cut(
         kinds.setdefault((dtype(parameter), parameter.device), []).append(parameter)
     buckets: list[Bucket] = []
     for kind, of_kind in kinds.items():
-        num_columns = sum(parameter.numel() for parameter in of_kind)
+        in_all = sum(num_columns(parameter) for parameter in of_kind)
         borders, widths = [0], []
-        for first in range(0, num_columns, _COLUMNS):
-            last = min(first + _COLUMNS, num_columns)
+        for first in range(0, in_all, _COLUMNS):
+            last = min(first + _COLUMNS, in_all)
             widths.append(-(-(last - first) // num_processes))
             borders += [min(first + widths[-1] * (i + 1), last) for i in range(num_processes)]
         pieces = _between(borders, of_kind)
@@ -102,12 +107,12 @@ def _between(borders: Sequence[int], parameters: Iterable[Tensor]) -> list[list[
     pieces: list[list[Piece]] = [[] for _ in pairwise(borders)]
     place = start = 0
     for parameter in parameters:
-        begin = 0
-        while begin < parameter.numel():
+        begin, size = 0, num_columns(parameter)
+        while begin < size:
             while start + begin >= borders[place + 1]:
                 place += 1
-            end = min(parameter.numel(), borders[place + 1] - start)
+            end = min(size, borders[place + 1] - start)
             pieces[place].append(Piece(parameter, begin, end, start + begin - borders[place]))
             begin = end
-        start += parameter.numel()
+        start += size
     return pieces

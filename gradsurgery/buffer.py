@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from gradsurgery.memory import flat, is_whole, strides_of
+from gradsurgery.memory import as_grad, flat, grad_dtype, is_whole, real, strides_of
+from gradsurgery.places import picked, placed_pairs
 from gradsurgery.rows import Rows, Units
-from gradsurgery.shards import Spread, local, spread, total, whole
+from gradsurgery.shards import Spread, local, spread, total
 
 Grams = Callable[[Tensor, Sequence[int]], Tensor]
 Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
@@ -31,7 +32,13 @@ class GradientBuffer:
     Of a parameter that is sharded over processes, everything here is the part of this one; only the
     Gram matrices are summed over all.
 
+    Complex gradients are kept as twice as many real numbers, as torch's optimizers see them.
+
     Tasks take slots in the order of their arrival, so that the rows in use are always the first.
+
+    A combined gradient lies in the memory of the first task's, a row's too. Where somebody still
+    holds it when the next step is about to write there, that memory is left to them, and the
+    parameter's gradients are handed out as copies from then on.
 
     Args:
         dtype: type of the rows; ``None`` keeps that of the gradients.
@@ -44,6 +51,8 @@ class GradientBuffer:
     _row_sets: list[Rows] = field(default_factory=list)
     _home: dict[Tensor, Rows] = field(default_factory=dict)
     _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
+    _dtypes: dict[Tensor, torch.dtype] = field(default_factory=dict)  # of gradients, any allowed
+    _copied: set[Tensor] = field(default_factory=set)  # whose gradients somebody keeps
     _most_tasks: int = 0  # in any step so far
 
     @property
@@ -57,11 +66,18 @@ class GradientBuffer:
 
     def holds(self, grad: Tensor) -> bool:
         """Whether a gradient lies in the rows, where the next capture would overwrite it."""
-        storage = local(grad).untyped_storage().data_ptr()
-        return any(
-            rows.matrix is not None and rows.matrix.untyped_storage().data_ptr() == storage
-            for rows in self._row_sets
-        )
+        part = local(grad)
+        place = part.data_ptr()
+        for rows in self._row_sets:
+            if rows.matrix is not None and rows.device == part.device:
+                begin = rows.matrix.data_ptr()
+                if begin <= place < begin + rows.matrix.untyped_storage().nbytes():
+                    return True
+        return False
+
+    def in_rows(self) -> Mapping[Tensor, object]:
+        """The parameters whose gradients are copied to the rows, and otherwise only read."""
+        return self._home
 
     def capture(self, task: int, grads: Sequence[tuple[Tensor, Tensor]], *, copy: bool) -> None:
         """Adds gradients to those that a task has in this step.
@@ -71,8 +87,9 @@ class GradientBuffer:
             grads: pairs of a parameter and its gradient.
             copy: whether the caller goes on using the gradients; otherwise they become ours.
         """
-        if not self.slots and self._newly_shared:
-            self._lay_out()
+        if not self.slots:
+            self._prepare()
+        self._check_dtypes(grads)
         self._unsettle()
         slot = self.slots.setdefault(task, len(self.slots))
         for rows in self._row_sets:
@@ -80,6 +97,8 @@ class GradientBuffer:
         targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
         for parameter, given in grads:
             grad = local(given)
+            if grad.is_complex():
+                grad = real(grad)
             slots = self._touched.setdefault(parameter, set())
             again = slot in slots
             slots.add(slot)
@@ -121,6 +140,7 @@ class GradientBuffer:
     def settle(self) -> None:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
         reached leaves the rows."""
+        self.check_shapes()
         num_slots = len(self.slots)
         blank: list[Tensor] = []
         for rows in self._row_sets:
@@ -174,7 +194,7 @@ class GradientBuffer:
                 for unit in units.of(parameter):
                     for block in _blocks(loose.values()):
                         gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
-                        add(spread(parameter), unit, _among_all(gram, list(loose), num_slots))
+                        add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
         spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
         if len(found) < units.number * len(spreads):
@@ -217,22 +237,57 @@ class GradientBuffer:
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
-            if loose is None:
-                grad = self._home[parameter].view(parameter, 0)
-            elif len(slots) == 1:
-                ((slot, grad),) = loose.items()
+            first = 0
+            if loose is not None and len(slots) == 1:
+                ((first, grad),) = loose.items()
                 if alone_weights is not None:
                     (unit,) = units.of(parameter)
-                    grad.mul_(alone_weights[unit, slot].to(grad.device, non_blocking=True))
-            else:
-                grad = next(iter(loose.values()))
+                    grad.mul_(alone_weights[unit, first].to(grad.device, non_blocking=True))
+            elif loose is not None:
+                first, grad = next(iter(loose.items()))
                 (unit,) = units.of(parameter)
                 here = weights[unit].to(grad.device, non_blocking=True)
-                chosen = torch.stack([here[slot] for slot in loose])[None]
+                chosen = picked(here, list(loose))[None]
                 for block in _blocks(loose.values()):
                     combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
-            result[parameter] = whole(parameter, grad.to(parameter.dtype))
+            result[parameter] = self.hand_out(parameter, first)
         return result
+
+    def hand_out(self, parameter: Tensor, slot: int) -> Tensor:
+        """What we keep of a parameter in a slot, as ``.grad`` may have it."""
+        loose = self._loose.get(parameter)
+        if loose is not None and slot in loose:
+            grad = loose[slot]
+        elif self._copied and parameter in self._copied:
+            grad = self._home[parameter].view(parameter, slot).clone()
+        else:
+            grad = self._home[parameter].lend(parameter, slot)
+        return self.as_grad(parameter, grad)
+
+    def as_grad(self, parameter: Tensor, numbers: Tensor) -> Tensor:
+        """Our numbers as ``.grad`` may have them."""
+        return as_grad(parameter, numbers, None if self.dtype is None else parameter.dtype)
+
+    def check_shapes(self) -> None:
+        """Refuses parameters that took on another shape after a gradient of theirs was kept.
+
+        Raises:
+            ValueError: with both shapes.
+        """
+        for parameter, slots in self._touched.items():
+            home = self._home.get(parameter)
+            if home is not None:
+                if not home.has_another_shape(parameter):
+                    continue
+                kept = home.view(parameter, 0)
+            else:
+                kept = self._loose[parameter][next(iter(slots))]
+            shape = kept.shape[:-1] if parameter.is_complex() else kept.shape
+            if shape != local(parameter).shape:
+                raise ValueError(
+                    "parameter: must keep its shape between a task's backward and step(), got "
+                    f"{tuple(local(parameter).shape)} after {tuple(shape)}; call zero_grad() first"
+                )
 
     def move_into(self, other: GradientBuffer) -> None:
         """Adds everything to another buffer."""
@@ -245,6 +300,9 @@ class GradientBuffer:
         """Forgets the step's gradients, keeps the rows for the next."""
         shared = [p for p in self.shared() if p not in self._home]
         self._newly_shared.update(dict.fromkeys(shared))
+        for parameter in shared:
+            if grad_dtype(parameter) is None and parameter in self._loose:
+                self._dtypes[parameter] = next(iter(self._loose[parameter].values())).dtype
         self._most_tasks = max(self._most_tasks, len(self.slots))
         self.slots.clear()
         self._touched.clear()
@@ -253,17 +311,55 @@ class GradientBuffer:
     def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
         """A gradient of our own, in the memory order that autograd promises for the parameter."""
         dtype = self.dtype or grad.dtype
-        strides = strides_of(local(parameter))
+        strides = strides_of(real(local(parameter).detach()))
         if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
             return grad.detach()
         kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
         return kept.copy_(grad)
 
+    def _prepare(self) -> None:
+        """Lays the rows out anew where they are too few, parameters are no longer what they were,
+        or somebody keeps a gradient that lies there."""
+        held = [parameter for rows in self._row_sets for parameter in rows.held()]
+        self._copied.update(held)
+        if held or self._newly_shared or any(rows.is_outdated() for rows in self._row_sets):
+            self._lay_out()
+
+    def _check_dtypes(self, grads: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """Sees to it that no gradient loses digits in rows of another type.
+
+        Raises:
+            ValueError: the type has changed since an earlier backward of the step.
+        """
+        if self.dtype is not None or not self._row_sets:
+            return
+        types = {grad.dtype for _, grad in grads}
+        if len(types) == 1 and all(rows.dtype in types for rows in self._row_sets):
+            return
+        narrow: dict[Tensor, torch.dtype] = {}
+        for parameter, grad in grads:
+            home = self._home.get(parameter)
+            if home is not None and grad.dtype != home.dtype:
+                dtype = grad.dtype.to_real()
+                if torch.promote_types(dtype, home.dtype) != home.dtype:
+                    narrow[parameter] = dtype
+        if not narrow:
+            return
+        if self.slots:
+            parameter, dtype = next(iter(narrow.items()))
+            raise ValueError(
+                "gradients: must keep their type from a step's first backward to step(), got "
+                f"{dtype} after {self._home[parameter].dtype}; convert the model after zero_grad()"
+            )
+        self._dtypes.update(narrow)
+        self._lay_out()
+
     def _lay_out(self) -> None:
         """Gives every parameter that was ever shared a place in the rows."""
         kinds: dict[tuple[torch.device, torch.dtype, Spread | None], list[Tensor]] = {}
         for parameter in [*self._home, *self._newly_shared]:
-            kind = (parameter.device, self.dtype or parameter.dtype, spread(parameter))
+            dtype = grad_dtype(parameter) or self._dtypes.get(parameter, parameter.dtype)
+            kind = (local(parameter).device, self.dtype or dtype.to_real(), spread(parameter))
             kinds.setdefault(kind, []).append(parameter)
         self._row_sets = [Rows(*kind, parameters) for kind, parameters in kinds.items()]
         self._home = {p: rows for rows in self._row_sets for p in rows.segments}
@@ -294,24 +390,6 @@ class GradientBuffer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.dtype = state["dtype"]
         self.restore(*state["layout"])
-
-
-def _among_all(gram: Tensor, slots: Sequence[int], num_slots: int) -> Tensor:  # [t, t] -> [T, T]
-    """The inner products of some slots among those of all."""
-    if len(slots) == num_slots == len(gram) and list(slots) == list(range(num_slots)):
-        return gram
-    among_all = gram.new_zeros(num_slots, num_slots)
-    for i, into in enumerate(slots):
-        for j, onto in enumerate(slots):
-            among_all[into, onto] = gram[i, j]
-    return among_all
-
-
-def picked(values: Tensor, places: Sequence[int]) -> Tensor:
-    """The given entries of the first dimension, without an index that would have to travel."""
-    if list(places) == list(range(len(values))):
-        return values
-    return torch.stack([values[place] for place in places])
 
 
 def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:

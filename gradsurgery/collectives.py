@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.buckets import copy, cut
-from gradsurgery.memory import like, strides_of
+from gradsurgery.memory import as_grad, column_dtype, like, real, strides_of
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -59,7 +59,7 @@ def average(grads: Mapping[Tensor, Tensor | None], group: ProcessGroup) -> dict[
     from torch.distributed import get_world_size
 
     averaged = {parameter: _in_order(parameter, grad) for parameter, grad in grads.items()}
-    for bucket in cut(averaged, lambda p: averaged[p].dtype, 1):
+    for bucket in cut(averaged, column_dtype, 1):
         (pieces,) = bucket.pieces
         columns = torch.zeros(bucket.width, dtype=bucket.dtype, device=bucket.device)
         copy((columns[piece.columns], piece.of(averaged[piece.parameter])) for piece in pieces)
@@ -70,13 +70,18 @@ def average(grads: Mapping[Tensor, Tensor | None], group: ProcessGroup) -> dict[
 
 
 def _in_order(parameter: Tensor, grad: Tensor | None) -> Tensor:
-    """A gradient in the memory order of its parameter, zero where there is none."""
-    if grad is not None and grad.stride() == strides_of(parameter):
-        return grad
-    dtype = parameter.dtype if grad is None else grad.dtype
-    zeros = torch.zeros(parameter.numel(), dtype=dtype, device=parameter.device)
-    kept = like(parameter, zeros)
-    return kept if grad is None else kept.copy_(grad)
+    """A gradient, or the real numbers of a complex one, in the memory order of its parameter; zero
+    where there is none."""
+    form = real(parameter.detach())
+    if grad is None:
+        zeros = torch.zeros(form.numel(), dtype=column_dtype(parameter), device=parameter.device)
+        return as_grad(parameter, like(parameter, zeros), parameter.dtype)
+    numbers = real(grad)
+    if numbers.stride() == strides_of(form):
+        return grad.resolve_conj().resolve_neg()
+    kept = torch.empty(form.numel(), dtype=numbers.dtype, device=grad.device)
+    kept = like(parameter, kept).copy_(numbers)
+    return torch.view_as_complex(kept) if grad.is_complex() else kept
 
 
 def _named(name: str, before: str) -> Callable[..., Any]:

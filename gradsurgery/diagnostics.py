@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Hashable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+from gradsurgery.places import placed_pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -84,14 +87,11 @@ class Diagnostics:
         self.num_surgeries += 1
         self._met = _grown(self._met, len(task_names), grams.device)
         self._conflicted = _grown(self._conflicted, len(task_names), grams.device)
-        if list(indices) == list(range(len(task_names))):
-            self._met += 1
-            self._conflicted += self.conflicts
-        else:
-            for row, i in enumerate(indices):
-                for column, j in enumerate(indices):
-                    self._met[i, j] += 1
-                    self._conflicted[i, j] += self.conflicts[row, column]
+        conflicts = self.conflicts
+        both = torch.stack([torch.ones_like(conflicts), conflicts], dim=-1)
+        met, conflicted = placed_pairs(both, indices, len(task_names)).unbind(-1)
+        self._met += met
+        self._conflicted += conflicted
 
     def record_groups(self, names: Sequence[str], grams: Tensor | None) -> None:  # [K, T, T]
         """Takes note of the inner products over groups of parameters in the same surgery."""
@@ -183,17 +183,18 @@ class Diagnostics:
         Returns:
             ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a`` (the mean over the units),
             ``cosine/a~b`` and ``conflict_rate/a~b``; of PCGrad ``norm_after/a``, and for each
-            watched group ``cosine@group/a~b``. Empty before the first surgery.
+            watched group ``cosine@group/a~b``. Names that look alike, such as ``1`` and ``"1"``,
+            are written as in Python: ``norm/1`` and ``norm/'1'``. Empty before the first surgery.
         """
         if self._grams is None:
             return {}
-        names = ["norm_before", "norm_after"]
-        names += [f"norm/{task}" for task in self.tasks]
-        names += [f"weight/{task}" for task in self.tasks]
+        alone = [(task,) for task in self.tasks]
+        named: list[tuple[str, tuple[Hashable, ...]]] = []  # kinds and tasks of the numbers
+        named += [("norm/", task) for task in alone] + [("weight/", task) for task in alone]
         weights = _recorded(self._weights).mean(0)
         values = [self.norm_before[None], self.norm_after[None], self.norms, weights]
         if self._coefficients is not None:
-            names += [f"norm_after/{task}" for task in self.tasks]
+            named += [("norm_after/", task) for task in alone]
             values.append(self.norms_after)
         matrices = [
             ("cosine", self.cosines, self.tasks),
@@ -202,12 +203,20 @@ class Diagnostics:
         if self._group_grams is not None:
             of_groups = zip(self.group_names, self.group_cosines, strict=True)
             matrices += [(f"cosine@{name}", cosines, self.tasks) for name, cosines in of_groups]
+        num_before = 2 + len(named)
+        upper: list[int] = []  # places of the pairs among the entries of the matrices
+        num_entries = num_before
         for kind, matrix, tasks in matrices:
-            upper = torch.ones(len(tasks), len(tasks), dtype=torch.bool).triu(1).nonzero().tolist()
-            names += [f"{kind}/{tasks[i]}~{tasks[j]}" for i, j in upper]
-            values += [matrix[i, j][None] for i, j in upper]
+            num = len(tasks)
+            pairs = [(i, j) for i in range(num) for j in range(i + 1, num)]
+            named += [(f"{kind}/", (tasks[i], tasks[j])) for i, j in pairs]
+            upper += [num_entries + i * num + j for i, j in pairs]
+            num_entries += num * num
+            values.append(matrix.flatten())
         read = torch.cat([value.to(torch.float64) for value in values]).tolist()
-        return dict(zip(names, read, strict=True))
+        keys = ["norm_before", "norm_after", *_keys(named)]
+        places = [*range(num_before), *upper]
+        return {key: read[place] for key, place in zip(keys, places, strict=True)}
 
     def plot_cosines(self, axes: Axes | None = None) -> Axes:
         """Draws the cosines of the last surgery as a heat map; needs matplotlib.
@@ -221,8 +230,9 @@ class Diagnostics:
             _, axes = plt.subplots()
         cosines = self.cosines.tolist()
         image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu")
-        axes.set_xticks(range(len(self.tasks)), [str(task) for task in self.tasks])
-        axes.set_yticks(range(len(self.tasks)), [str(task) for task in self.tasks])
+        labels = _keys([("", (task,)) for task in self.tasks])
+        axes.set_xticks(range(len(labels)), labels)
+        axes.set_yticks(range(len(labels)), labels)
         for i, row in enumerate(cosines):
             for j, cosine in enumerate(row):
                 colour = "white" if abs(cosine) > 0.6 else "black"
@@ -261,6 +271,17 @@ def _recorded(
     if value is None:
         raise ValueError(f"diagnostics: nothing to read before {what}")
     return value
+
+
+def _keys(named: Sequence[tuple[str, tuple[Hashable, ...]]]) -> list[str]:
+    """Writes each kind and its tasks as a key; tasks that look alike, as Python writes them."""
+    tasks_met = dict.fromkeys(task for _, tasks in named for task in tasks)
+    times = Counter(map(str, tasks_met))
+    written = {task: str(task) if times[str(task)] == 1 else repr(task) for task in tasks_met}
+    keys = [kind + "~".join(written[task] for task in tasks) for kind, tasks in named]
+    if len(set(keys)) == len(keys):
+        return keys
+    return [kind + "~".join(map(repr, tasks)) for kind, tasks in named]
 
 
 def _cosines(gram: Tensor) -> Tensor:  # [..., T, T] -> [..., T, T]

@@ -11,7 +11,7 @@ from torch import Tensor
 from gradsurgery.buckets import Bucket, copy, cut
 from gradsurgery.buffer import Combine, GradientBuffer, Grams
 from gradsurgery.collectives import average, everybodys, sum_of_own, sum_over
-from gradsurgery.memory import like
+from gradsurgery.memory import column_dtype, like, num_columns
 from gradsurgery.rows import Units
 
 if TYPE_CHECKING:
@@ -63,7 +63,8 @@ class AveragedBuffer(GradientBuffer):
 
     def settle(self) -> None:
         """Averages the rows over the processes and keeps this one's columns of them."""
-        self._buckets = cut(self._in_rows, lambda p: self.dtype or p.dtype, self._num_processes)
+        self._own.check_shapes()
+        self._buckets = cut(self._in_rows, self._row_dtype, self._num_processes)
         self._columns = [self._reduce(bucket) for bucket in self._buckets]
 
     def grams(self, gram_matrices: Grams, units: Units, *, alone: bool) -> Tensor:  # [S, T, T]
@@ -88,6 +89,7 @@ class AveragedBuffer(GradientBuffer):
         alone_weights: Tensor | None = None,  # [S, T]
     ) -> dict[Tensor, Tensor]:
         """One gradient for each parameter that any process reached, in memory of our own rows."""
+        # Our rows have been read: what goes to `.grad` may be written over the first task's.
         result = {parameter: self._target(parameter) for parameter in self._touched}
         for bucket, columns in zip(self._buckets, self._columns, strict=True):
             for bounds, owners in bucket.runs(self._process, units, self.shared()):
@@ -105,7 +107,7 @@ class AveragedBuffer(GradientBuffer):
                 is_here = bool(self._own.grads_of(parameter))
                 plain[parameter] = result[parameter] if is_here else result[parameter].zero_()
         result.update(average(plain, self._group))
-        return {parameter: grad.to(parameter.dtype) for parameter, grad in result.items()}
+        return result
 
     def clear(self) -> None:
         """Forgets the step's gradients, here and in the buffer they came from."""
@@ -139,9 +141,14 @@ class AveragedBuffer(GradientBuffer):
             for piece in pieces
         )
 
+    def _row_dtype(self, parameter: Tensor) -> torch.dtype:
+        """The type in which a parameter's gradients are averaged, the same on every process."""
+        return self.dtype or column_dtype(parameter)
+
     def _target(self, parameter: Tensor) -> Tensor:
         """Where a combined gradient goes: the memory of the first task's, if there is one here."""
-        for grad in self._own.grads_of(parameter).values():
-            return grad
-        dtype = self.dtype or parameter.dtype
-        return like(parameter, torch.empty(parameter.numel(), dtype=dtype, device=parameter.device))
+        for task in self._own.grads_of(parameter):
+            return self._own.hand_out(parameter, self._own.slots[task])
+        size, dtype = num_columns(parameter), column_dtype(parameter)
+        empty = torch.empty(size, dtype=dtype, device=parameter.device)
+        return self.as_grad(parameter, like(parameter, empty))

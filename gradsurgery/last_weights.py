@@ -59,12 +59,13 @@ class LastWeights:
         weights = self._of[task]
         of_shared = weights / len(self._of) if mean else weights
         for parameters, factors in ((self._shared, of_shared), (self._alone, weights)):
-            by_unit: dict[int, list[Tensor]] = {}
+            alike: dict[tuple[int, torch.device], list[Tensor]] = {}
             for parameter, grad in grads.items():
                 if parameter in parameters:
-                    by_unit.setdefault(parameters[parameter], []).append(grad)
-            for unit, scaled in by_unit.items():
-                torch._foreach_mul_([local(grad) for grad in scaled], factors[unit])
+                    kind = parameters[parameter], grad.device
+                    alike.setdefault(kind, []).append(local(grad))
+            for (unit, device), scaled in alike.items():
+                torch._foreach_mul_(scaled, factors[unit].to(device, non_blocking=True))
 
     def state_dict(self, parameters: Sequence[Tensor]) -> dict[str, Any]:
         """The weights, and the parameters by their places among all."""

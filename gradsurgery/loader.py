@@ -105,7 +105,7 @@ class MultiTaskLoader(Generic[Batch]):
                 f" sampler tasks {list(sampler.tasks)}; give both the same names"
             )
         self.sampler = sampler
-        self._passes = {task: _Passes(task, loader) for task, loader in loaders.items()}
+        self._passes = {task: _Passes(task, loaders[task]) for task in sampler.tasks}
 
     def __len__(self) -> int:
         return len(self.sampler)

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Hashable, ItemsView, Iterator, Mapping, Sequence, Set
 from typing import Any
 
 from torch import Tensor
 
-Losses = (
-    Sequence[Tensor] | Mapping[Any, Tensor] | Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]]
-)
+GivenLosses = Tensor | Collection[Tensor] | Mapping[Any, Tensor]
+Losses = GivenLosses | Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]]
 
 
-def named(
-    losses: Sequence[Tensor] | Mapping[Any, Tensor], tasks: Sequence[Hashable] | None
-) -> dict[Hashable, Tensor]:
+def named(losses: GivenLosses, tasks: Sequence[Hashable] | None) -> dict[Hashable, Tensor]:
     """Losses by task, every one of them checked.
 
     Args:
-        losses: in the order of the tasks, or by name.
+        losses: in the order of the tasks, as one tensor ``[T]`` too, or by name.
         tasks: the names, where they are declared; by default the numbers from 0 on.
 
     Raises:
@@ -26,9 +23,10 @@ def named(
         ValueError: a loss is not a scalar or needs no gradient, their number is not that of the
             tasks, or there is none.
     """
-    if isinstance(losses, Mapping):
+    if isinstance(losses, (Mapping, ItemsView)):
         by_task = dict(losses)
     else:
+        losses = _in_order(losses)
         names = range(len(losses)) if tasks is None else tasks
         if len(names) != len(losses):
             raise ValueError(
@@ -58,7 +56,7 @@ def one_by_one(
     if not isinstance(losses, Iterator):
         raise TypeError(
             "losses: must be a sequence, a mapping or a generator of losses, got "
-            f"{type(losses).__name__}; put a single loss in a list"
+            f"{type(losses).__name__}; put them in a list"
         )
     num_losses = num_unnamed = 0
     for item in losses:
@@ -82,16 +80,34 @@ def one_by_one(
         )
 
 
+def _in_order(losses: Tensor | Collection[Tensor]) -> Sequence[Tensor]:
+    """The losses of a tensor ``[T]`` or of any collection that has an order."""
+    if isinstance(losses, Tensor):
+        if losses.dim() != 1:
+            raise ValueError(
+                f"losses: must be one for each task, got a tensor of shape {tuple(losses.shape)}; "
+                "give the list of the tasks' losses from before they were summed or stacked"
+            )
+        return losses.unbind()
+    if isinstance(losses, Set) or not isinstance(losses, Collection):
+        raise TypeError(
+            f"losses: must be a sequence or a mapping, got {type(losses).__name__}; "
+            "put them in a list, in the order of the tasks"
+        )
+    return losses if isinstance(losses, Sequence) else list(losses)
+
+
 def _check(name: Hashable, loss: object) -> None:
     if not isinstance(loss, Tensor):
         raise TypeError(f"losses: must be tensors, got {type(loss).__name__} for task {name!r}")
     if loss.numel() != 1:
         raise ValueError(
             f"losses: must be scalars, got shape {tuple(loss.shape)} for task {name!r}; "
-            "take the mean or the sum first"
+            "take its mean over the examples, or give the tasks' losses from before torch.stack"
         )
     if not loss.requires_grad:
         raise ValueError(
             f"losses: must need a gradient, that of task {name!r} does not; "
-            "compute it from trainable parameters, outside torch.no_grad()"
+            "give a mapping without the task when its loss is a constant, else compute the loss "
+            "from trainable parameters, outside torch.no_grad()"
         )

@@ -5,13 +5,62 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradsurgery.shards import local
+from gradsurgery.shards import local, whole
 
 
 def like(parameter: Tensor, row: Tensor, start: int = 0) -> Tensor:
-    """A segment of a row with a parameter's shape and, where it is dense, its memory order."""
-    segment = row[start : start + parameter.numel()]
-    return segment.as_strided(parameter.shape, strides_of(parameter))
+    """A segment of a row with the shape of a parameter's real numbers and, where they are dense,
+    their memory order."""
+    numbers = real(parameter.detach())
+    segment = row[start : start + numbers.numel()]
+    return segment.as_strided(numbers.shape, strides_of(numbers))
+
+
+def num_columns(parameter: Tensor) -> int:
+    """How many real numbers a gradient of a parameter is."""
+    return 2 * parameter.numel() if parameter.is_complex() else parameter.numel()
+
+
+_TELLS_GRAD_DTYPE = hasattr(Tensor, "grad_dtype")  # from torch 2.10 on
+
+
+def grad_dtype(parameter: Tensor) -> torch.dtype | None:
+    """The type that a parameter's gradient must have; ``None`` where any is allowed.
+
+    Example:
+        >>> grad_dtype(torch.nn.Parameter(torch.ones(1)))
+        torch.float32
+    """
+    if not _TELLS_GRAD_DTYPE:
+        return parameter.dtype
+    found: torch.dtype | None = parameter.grad_dtype
+    return found
+
+
+def column_dtype(parameter: Tensor) -> torch.dtype:
+    """The real type of a parameter's gradient; where any is allowed, that of the parameter."""
+    return (grad_dtype(parameter) or parameter.dtype).to_real()
+
+
+def as_grad(parameter: Tensor, numbers: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Makes what ``.grad`` of a parameter is to be of real numbers.
+
+    Args:
+        parameter: whose gradient it is.
+        numbers: the part of it that lies here; of a complex one, as :func:`real` shows it.
+        dtype: the type where the parameter allows any; by default that of the numbers.
+
+    Example:
+        >>> parameter = torch.zeros(1, dtype=torch.complex64, requires_grad=True)
+        >>> as_grad(parameter, torch.tensor([[1.0, 2.0]])).tolist()
+        [(1+2j)]
+    """
+    dtype = grad_dtype(parameter) or dtype or numbers.dtype
+    if parameter.is_complex():
+        numbers = torch.view_as_complex(numbers.to(dtype.to_real())).detach()
+    if numbers.dtype != dtype or numbers.device != parameter.device:
+        numbers = numbers.to(local(parameter).device, dtype)
+    return whole(parameter, numbers)
 
 
 def strides_of(parameter: Tensor) -> tuple[int, ...]:
@@ -34,11 +83,75 @@ def _contiguous(shape: torch.Size) -> tuple[int, ...]:
     return torch.empty(shape, device="meta").stride()
 
 
+def real(tensor: Tensor) -> Tensor:
+    """Views complex numbers as pairs of real ones, ``[..., 2]``: C^n is R^2n here, as it is in
+    torch's optimizers. Returns a real tensor as it is.
+
+    Writing to the result writes to ``tensor``, unless that is a lazy conjugate or negative.
+
+    Example:
+        >>> real(torch.tensor([1 + 2j])).tolist(), real(torch.ones(1)).tolist()
+        ([[1.0, 2.0]], [1.0])
+    """
+    return torch.view_as_real(resolved(tensor)) if tensor.is_complex() else tensor
+
+
+def resolved(tensor: Tensor) -> Tensor:
+    """Carries out a conjugation or negation that a tensor only stands for; others stay as they
+    are."""
+    return tensor.resolve_conj().resolve_neg()
+
+
 def is_whole(grad: Tensor) -> bool:
     """Whether a gradient has its memory to itself: part of a larger storage is rewritten by the
     owner of that, as DDP does with its buckets."""
     part = local(grad)
     return part.untyped_storage().nbytes() == part.numel() * part.element_size()
+
+
+def storage_of(tensor: Tensor) -> int:
+    """The address of a tensor's storage, good for as long as the tensor lives."""
+    return int(tensor.untyped_storage()._cdata)
+
+
+def is_held(storage: int) -> bool:
+    """Whether more than one tensor lies in a storage; NumPy's arrays hold a tensor too.
+
+    Args:
+        storage: what :func:`storage_of` says of one of them.
+
+    Example:
+        >>> alone, seen = torch.ones(2), torch.ones(2)
+        >>> view = seen[:1]
+        >>> is_held(storage_of(alone)), is_held(storage_of(seen))
+        (False, True)
+    """
+    return bool(_holders(storage) > _ALONE)
+
+
+def alias(tensor: Tensor) -> Tensor:
+    """Makes a tensor over the same memory with a storage of its own, no larger than the tensor: it
+    keeps the memory alive, is saved alone, and tells whether anybody else holds it."""
+    # DLPack without its stream argument: nothing waits for a device.
+    found: Tensor = torch._C._from_dlpack(torch._C._to_dlpack(tensor))
+    return found
+
+
+def _unknown(storage: int) -> int:
+    """Stands for the count where torch has none (2.4 without CUDA): whoever may hold, does."""
+    return 1 << 30
+
+
+_holders = getattr(torch._C, "_storage_Use_Count", _unknown)
+
+
+def _count_alone() -> int:
+    """What the count is of a storage that one tensor has and Python has seen."""
+    tensor = torch.empty(0)
+    return int(getattr(torch._C, "_storage_Use_Count", int)(storage_of(tensor)))
+
+
+_ALONE = _count_alone()
 
 
 def flat(grad: Tensor) -> Tensor:

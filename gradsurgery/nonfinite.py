@@ -11,6 +11,7 @@ from torch import Tensor
 from gradsurgery.buffer import GradientBuffer
 from gradsurgery.collectives import largest_over
 from gradsurgery.diagnostics import Diagnostics
+from gradsurgery.memory import real
 from gradsurgery.replicas import Replicas
 from gradsurgery.shards import is_spread, local, true_everywhere
 from gradsurgery.tasks import Tasks
@@ -26,9 +27,10 @@ def is_finite(grads: Collection[Tensor]) -> Tensor:  # []
         tensor(False)
     """
     # The largest absolute value: unlike the sum of the squares it cannot overflow by itself.
-    norms = torch._foreach_norm([grad for grad in grads if grad.numel()], torch.inf)
-    if not norms:
-        return torch.ones((), dtype=torch.bool)
+    filled = [real(grad) for grad in grads if grad.numel()]
+    if not filled:
+        return torch.ones((), dtype=torch.bool, device=next(iter(grads)).device)
+    norms = torch._foreach_norm(filled, torch.inf)
     device = norms[0].device
     return torch.stack([n.to(device, torch.float64) for n in norms]).isfinite().all()
 
@@ -94,6 +96,11 @@ class Guard:
     def holds(self) -> bool:
         """Whether gradients must not be added up before."""
         return self._replicas is not None and self.choice == "skip_task"
+
+    @property
+    def drops(self) -> bool:
+        """Whether :meth:`look` may write to the gradients."""
+        return self._replicas is None and self.choice == "skip_task"
 
     def look(self, task: int, grads: Collection[Tensor]) -> Tensor | None:  # []
         """Looks at the gradients of a task that a block has made, and acts on them.

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import kernels
-from gradsurgery.arguments import check_integer
+from gradsurgery.arguments import Shared, check_integer
 from gradsurgery.buffer import GradientBuffer
 from gradsurgery.last_weights import LastWeights
 from gradsurgery.nonfinite import OnNonfinite
@@ -37,7 +37,7 @@ class LossSum(MultiTaskOptimizer):
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         monitor: gather the diagnostics of conflicts, for the memory and passes of surgery, without
             changing the update.
-        scope, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
+        scope, shared, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
         on_nonfinite, process_group: as in :class:`MultiTaskOptimizer`.
 
     Raises:
@@ -58,6 +58,7 @@ class LossSum(MultiTaskOptimizer):
         tasks: Iterable[Hashable] | None = None,
         monitor: bool = False,
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
@@ -68,10 +69,12 @@ class LossSum(MultiTaskOptimizer):
             _ones,
             tasks=tasks,
             scope=scope,
+            shared=shared,
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
             process_group=process_group,
+            warn=False,  # it needs no two tasks
         )
         self.monitor = monitor
 
@@ -93,7 +96,8 @@ class WeightedSum(LossSum):
             ``tasks``.
         tasks: the names that :meth:`task` admits; by default those of the mapping, or the numbers
             from 0 on.
-        monitor, scope, on_nonfinite, buffer_dtype, fused, process_group: as in :class:`LossSum`;
+        monitor, scope, shared, on_nonfinite, buffer_dtype, fused, process_group: as in
+            :class:`LossSum`;
             the diagnostics are those of the tasks' own gradients, before the weights.
 
     Raises:
@@ -119,6 +123,7 @@ class WeightedSum(LossSum):
         tasks: Iterable[Hashable] | None = None,
         monitor: bool = False,
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
@@ -154,12 +159,13 @@ class WeightedSum(LossSum):
             tasks=names,
             monitor=monitor,
             scope=scope,
+            shared=shared,
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
             process_group=process_group,
         )
-        self.weights = {name: float(weight) for name, weight in given.items()}
+        self.weights = {name: float(given[name]) for name in self._tasks.names}
 
     def _choose_handling(self) -> Handling:
         return "weighted"
@@ -188,6 +194,8 @@ class PCGrad(MultiTaskOptimizer):
             divided by T.
         scope: ``"shared"``, or ``"all"`` to project task-specific parameters as well, as older
             implementations do; heads then weaken the projection of the trunk.
+        shared: the parameters or modules that may count as shared, where the graph cannot tell, as
+            in :class:`MultiTaskOptimizer`; by default all.
         granularity: conflicts are found and removed over the ``"model"`` as in the paper, in each
             parameter ``"group"`` of ``base``, or in each ``"tensor"``.
         seed: of the orders, which are a function of ``(seed, step)`` alone.
@@ -200,6 +208,8 @@ class PCGrad(MultiTaskOptimizer):
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
         process_group: processes with the same parameters and examples of their own, as in
             :class:`MultiTaskOptimizer`.
+        warn: whether to warn, once, of a step that had no surgery because it had not two tasks, and
+            of what else :class:`MultiTaskOptimizer` warns of.
 
     Raises:
         TypeError: ``base`` is not an optimizer, or a whole number is not one.
@@ -225,6 +235,7 @@ class PCGrad(MultiTaskOptimizer):
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         granularity: Granularity = "model",
         seed: int = 0,
         every: int = 1,
@@ -233,21 +244,24 @@ class PCGrad(MultiTaskOptimizer):
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        warn: bool = True,
     ) -> None:
-        check_integer("every", every, at_least=1)
-        check_integer("start_step", start_step, at_least=0)
+        every = check_integer("every", every, at_least=1)
+        start_step = check_integer("start_step", start_step, at_least=0)
         super().__init__(
             base,
             cast("Weighting", pcgrad_weights),
             tasks=tasks,
             reduction=reduction,
             scope=scope,
+            shared=shared,
             granularity=granularity,
             seed=seed,
             on_nonfinite=on_nonfinite,
             buffer_dtype=buffer_dtype,
             fused=fused,
             process_group=process_group,
+            warn=warn,
         )
         self.every = every
         self.start_step = start_step

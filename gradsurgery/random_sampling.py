@@ -1,4 +1,4 @@
-"""Which task comes next, at random: in proportion to the tasks' sizes, or to a power of them."""
+"""Which task comes next, at random: with given probabilities, or every draw exactly once."""
 
 from __future__ import annotations
 
@@ -41,16 +41,15 @@ class _RandomSampler(TaskSampler):
         return {task: power / total for task, power in zip(self._sizes, powers, strict=True)}
 
     def _draws(self, epoch: int) -> Iterator[str]:
-        # A hash, not seed + epoch: epoch 1 of seed 0 must not repeat epoch 0 of seed 1.
-        # Four bytes are all that torch's CPU generator uses of a seed.
-        digest = hashlib.blake2b(f"{self._seed} {epoch}".encode(), digest_size=4).digest()
-        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
         # The device is named because the caller may have set another default.
         probabilities = torch.tensor(
             list(self._probabilities(epoch).values()), dtype=torch.float64, device="cpu"
         )
         indices = torch.multinomial(
-            probabilities, self._num_steps, replacement=True, generator=generator
+            probabilities,
+            self._num_steps,
+            replacement=True,
+            generator=_generator(self._seed, epoch),
         )
         return map(self.tasks.__getitem__, indices.tolist())
 
@@ -156,6 +155,44 @@ class Temperature(_RandomSampler):
 
     def _alpha(self, epoch: int) -> float:
         return self._exponent
+
+
+class Shuffled(TaskSampler):
+    """Every task exactly N times an epoch, in random order: all batches, packed and shuffled.
+
+    Args:
+        sizes: task name -> N, its number of batches, such as ``len(data_loader)``.
+        seed: of the order, together with the epoch.
+
+    Raises:
+        TypeError, ValueError: no task, a size that is not a positive int, or a seed that is none.
+
+    >>> sampler = Shuffled({"sst": 3, "sts": 1})
+    >>> sorted(sampler)
+    ['sst', 'sst', 'sst', 'sts']
+
+    Liu et al., "Multi-Task Deep Neural Networks for Natural Language Understanding", 2019,
+    algorithm 1.
+    """
+
+    def __init__(self, sizes: Mapping[str, int], *, seed: int = 0) -> None:
+        self._seed = integer("seed", seed)
+        super().__init__(sizes, None, seed=self._seed)
+
+    def _draws(self, epoch: int) -> Iterator[str]:
+        draws = [task for task, size in self._sizes.items() for _ in range(size)]
+        order = torch.randperm(
+            self._num_steps, generator=_generator(self._seed, epoch), device="cpu"
+        )
+        return map(draws.__getitem__, order.tolist())
+
+
+def _generator(seed: int, epoch: int) -> torch.Generator:
+    """A source of random numbers that depends on both, for every pair another."""
+    # A hash, not seed + epoch: epoch 1 of seed 0 must not repeat epoch 0 of seed 1.
+    # Four bytes are all that torch's CPU generator uses of a seed.
+    digest = hashlib.blake2b(f"{seed} {epoch}".encode(), digest_size=4).digest()
+    return torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
 
 
 def _finite(argument: str, value: object) -> float:

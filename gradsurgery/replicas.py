@@ -49,12 +49,14 @@ class Agreement(NamedTuple):
         outside: the parameters that have a gradient outside every task.
         failed: whether a task's gradient is not finite, ``[N]`` booleans.
         failed_tasks: the same, read.
+        begun: whether the step has had a task block.
     """
 
     tasks_of: dict[Tensor, list[int]]
     outside: list[Tensor]
     failed: Tensor
     failed_tasks: list[int]
+    begun: bool
 
 
 class Replicas:
@@ -100,6 +102,7 @@ class Replicas:
         own: GradientBuffer,
         outside: Collection[Tensor],
         flags: Tensor | None,  # [N] of uint8
+        begun: bool,
     ) -> Agreement:
         """Tells the others what there is here: one byte for each parameter and task, read by the
         host, and in the same message one for each task whose gradients were looked at.
@@ -110,19 +113,22 @@ class Replicas:
             own: what this process keeps of the tasks.
             outside: parameters with a gradient here that belongs to no task.
             flags: whether each task's gradient is not finite here; ``None`` where nobody looks.
+            begun: whether the step has had a task block here.
         """
         not_in_tasks = set(outside)
-        table = []
+        # 1 for a task says that the step has begun here, 2 that the task reached the parameter.
+        table: list[int] = []
         for parameter in parameters:
             here = own.grads_of(parameter)
-            table += [task in here for task in range(num_tasks)] + [parameter in not_in_tasks]
+            table += [2 if task in here else int(begun) for task in range(num_tasks)]
+            table.append(int(parameter in not_in_tasks))
         if flags is None:
             flags = torch.zeros(0, dtype=torch.uint8, device=parameters[0].device)
         told = torch.cat([torch.tensor(table, dtype=torch.uint8).to(flags.device), flags])
         read = largest_over(told, self.group).tolist()
         rows = [read[row : row + num_tasks + 1] for row in range(0, len(table), num_tasks + 1)]
         tasks_of = {
-            parameter: [task for task in range(num_tasks) if row[task]]
+            parameter: [task for task in range(num_tasks) if row[task] == 2]
             for parameter, row in zip(parameters, rows, strict=True)
         }
         return Agreement(
@@ -130,6 +136,7 @@ class Replicas:
             [parameter for parameter, row in zip(parameters, rows, strict=True) if row[-1]],
             told[len(table) :].bool(),
             [task for task, has_failed in enumerate(read[len(table) :]) if has_failed],
+            read[0] > 0,
         )
 
     def mean_gram(

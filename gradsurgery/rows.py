@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
-from gradsurgery.memory import like
+from gradsurgery.memory import alias, grad_dtype, is_held, like, num_columns, storage_of
 from gradsurgery.shards import Spread, local
 
 _ALIGNMENT = 64  # elements: a cache line of the narrowest type
@@ -46,8 +46,9 @@ class Units:
 class Rows:
     """One flat matrix ``[T, P]`` of a device and type, and where in it each parameter lies.
 
-    Every row starts aligned, so that a GPU reads several of its numbers at once. What lies between
-    the end of a row and the next is part of no view: nobody writes or reads it.
+    Complex numbers are two real ones each. Every row starts aligned, so that a GPU reads several of
+    its numbers at once. What lies between the end of a row and the next is part of no view: nobody
+    writes or reads it.
     """
 
     def __init__(
@@ -62,12 +63,17 @@ class Rows:
         self.over = over
         self.matrix: Tensor | None = None
         self.segments: dict[Tensor, int] = {}
-        self._sizes = {parameter: local(parameter).numel() for parameter in parameters}
+        self._sizes = {parameter: num_columns(local(parameter)) for parameter in parameters}
+        self._forms = {parameter: _form(parameter) for parameter in parameters}
         self.num_columns = 0
         self._views: list[dict[Tensor, Tensor]] = []
+        self._aliases: list[dict[Tensor, tuple[Tensor, int]]] = []  # with their storages
         # Round sizes first: then every other segment starts aligned, without any padding to clean.
         # Of sharded ones the whole size, so that a checkpoint of any process restores the order.
-        for parameter in sorted(parameters, key=lambda p: p.numel() % _ALIGNMENT != 0):
+        # Complex ones before those that may be odd: their pairs must not be split.
+        for parameter in sorted(
+            parameters, key=lambda p: (num_columns(p) % _ALIGNMENT != 0, not p.is_complex())
+        ):
             self.segments[parameter] = self.num_columns
             self.num_columns += self._sizes[parameter]
 
@@ -80,6 +86,8 @@ class Rows:
         if num_rows <= self.num_rows:
             return
         stride = _row_stride(self.num_columns)
+        if stride % 2 and any(parameter.is_complex() for parameter in self.segments):
+            stride += 1
         padded = torch.empty(num_rows, stride, dtype=self.dtype, device=self.device)
         larger = padded[:, : self.num_columns]
         if self.matrix is not None:
@@ -87,6 +95,39 @@ class Rows:
         self.matrix = larger
         self._views = [
             {p: like(local(p), row, start) for p, start in self.segments.items()} for row in larger
+        ]
+        self._aliases = [{} for _ in larger]
+
+    def is_outdated(self) -> bool:
+        """Whether a parameter has another device, type, shape or memory order than when its place
+        was made."""
+        return any(_form(parameter) != form for parameter, form in self._forms.items())
+
+    def has_another_shape(self, parameter: Tensor) -> bool:
+        """Whether a parameter has another shape than when its place was made."""
+        return bool(local(parameter).shape != self._forms[parameter][2])
+
+    def lend(self, parameter: Tensor, slot: int) -> Tensor:
+        """Like :meth:`view`, for others to keep: :meth:`held` tells whether anybody does."""
+        view = self._views[slot][parameter]
+        lent = self._aliases[slot].get(parameter)
+        # Whoever had it may have moved its storage, to memory that processes share for example.
+        if lent is None or lent[0].data_ptr() != view.data_ptr():
+            try:
+                made = alias(view)
+            except (BufferError, RuntimeError):  # a device, or a mode, that has no addresses
+                return view.clone()
+            self._aliases[slot][parameter] = lent = made, storage_of(made)
+        # Never the same tensor again: an assignment to its `data` changes that alone.
+        return lent[0].detach()
+
+    def held(self) -> list[Tensor]:
+        """The parameters of which somebody still has a gradient that lies here."""
+        return [
+            parameter
+            for lent in self._aliases
+            for parameter, (_, storage) in lent.items()
+            if is_held(storage)
         ]
 
     def runs(self, units: Units) -> list[tuple[list[int], list[int]]]:
@@ -110,6 +151,14 @@ class Rows:
     def view(self, parameter: Tensor, slot: int) -> Tensor:
         """A parameter's segment of a row, in the shape of the parameter."""
         return self._views[slot][parameter]
+
+
+def _form(
+    parameter: Tensor,
+) -> tuple[torch.device, torch.dtype | None, torch.Size, tuple[int, ...]]:
+    """What a parameter's place in the rows depends on."""
+    part = local(parameter)
+    return part.device, grad_dtype(parameter), part.shape, part.stride()
 
 
 def _row_stride(num_columns: int) -> int:

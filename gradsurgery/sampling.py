@@ -57,7 +57,11 @@ class TaskSampler(ABC):
         for task in sizes:
             if not isinstance(task, str):
                 raise TypeError(f"sizes must have str keys, found {task!r}; name the task")
-        self._sizes = {task: integer(f"sizes[{task!r}]", n, 1) for task, n in sizes.items()}
+        # A subclass of str (numpy's, a member of an Enum) as the str it equals, which every state
+        # can hold.
+        self._sizes = {
+            str.__str__(task): integer(f"sizes[{task!r}]", n, 1) for task, n in sizes.items()
+        }
         self._num_steps = (
             sum(self._sizes.values()) if num_steps is None else integer("num_steps", num_steps, 1)
         )

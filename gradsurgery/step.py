@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -9,9 +10,11 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from gradsurgery import attached
 from gradsurgery.buffer import GradientBuffer
+from gradsurgery.seal import Seal
 from gradsurgery.tasks import Tasks
 
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
@@ -68,17 +71,23 @@ class Step:
 
     Args:
         buffer: the tasks' gradients that are kept apart.
+        seal: lies in `.grad` meanwhile.
         handling: what becomes of a task's gradient; ``None`` until the first block.
         is_open: whether a block is.
-        is_averaged: whether ``.grad`` is already the mean over the processes.
+        averaged: the parameters whose ``.grad`` is already the mean over the processes.
+        counts: whether the step that is being taken is one for the clock.
+        has_graph: whether a gradient was made with ``create_graph=True``.
         failed: by task, whether a gradient was not finite, ``[]`` booleans: what nobody has acted
             upon yet.
     """
 
     buffer: GradientBuffer
+    seal: Seal
     handling: Handling | None = None
     is_open: bool = False
-    is_averaged: bool = False
+    averaged: set[Tensor] = field(default_factory=set)
+    counts: bool = False
+    has_graph: bool = False
     failed: dict[int, Tensor] = field(default_factory=dict)
 
     def note(self, task: int, failed: Tensor) -> None:  # []
@@ -95,11 +104,13 @@ class Step:
     def end(self) -> None:
         """Begins anew, with the gradients that are still kept apart."""
         self.handling = None
-        self.is_averaged = False
+        self.averaged.clear()
+        self.has_graph = False
         self.failed.clear()
 
     def forget(self) -> None:
         """Begins anew without them."""
+        self.seal.lift()
         self.buffer.clear()
         self.end()
 
@@ -115,25 +126,69 @@ class Step:
             )
 
     @contextmanager
-    def all_or_nothing(self, parameters: Sequence[Tensor], tasks: Tasks) -> Iterator[None]:
-        """Undoes every change to gradients and tasks if the block fails."""
+    def second_order_explained(self, base: Optimizer, even_without_graph: bool) -> Iterator[None]:
+        """Says why a base optimizer that differentiates gradients cannot do so here.
+
+        Args:
+            base: the optimizer, whose step the block is.
+            even_without_graph: whether to do so even where no gradient was made with
+                ``create_graph=True``; a closure may have errors of its own.
+
+        Raises:
+            ValueError: for its error.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            is_about_graphs = re.search("not require grad|grad_fn|create_graph", str(error))
+            if not (is_about_graphs and (self.has_graph or even_without_graph)):
+                raise
+            raise ValueError(
+                "base: must be an optimizer that needs no gradients of gradients, "
+                f"{type(base).__name__} asks for them ({str(error).splitlines()[0]}); combined "
+                "gradients have no graph: choose a first-order base"
+            ) from error
+
+    @contextmanager
+    def all_or_nothing(
+        self, parameters: Sequence[Tensor], tasks: Tasks, *, replace: bool = False
+    ) -> Iterator[None]:
+        """Undoes every change to gradients and tasks if the block fails.
+
+        Args:
+            parameters: all of the optimizer's.
+            tasks: its tasks.
+            replace: whether the block's gradients replace those from before it, of ``.grad`` and
+                those kept apart; by default they are added.
+        """
         names, handling, failed = list(tasks.names), self.handling, dict(self.failed)
+        averaged, has_graph = set(self.averaged), self.has_graph
+        self.seal.lift()
         outside = attached.hide(parameters, self.buffer)
         before = self.buffer
         if before.slots:
             self.buffer = GradientBuffer(before.dtype)
+        if replace:
+            self.end()
         try:
             yield
         except BaseException:
             tasks.restore(names)
             self.handling, self.failed = handling, failed
+            self.averaged, self.has_graph = averaged, has_graph
             if self.buffer is before:
                 before.clear()
             self.buffer = before
             attached.put(parameters, outside)
+            self.seal.lay(before, handling)
             raise
+        self.seal.lift()
         if self.buffer is not before:
+            if replace:
+                before.clear()
             self.buffer.move_into(before)
             self.buffer = before
+        if replace:
+            return
         for parameter, grad in outside.items():
             parameter.grad = grad if parameter.grad is None else parameter.grad.add_(grad)

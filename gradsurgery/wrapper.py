@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Literal
@@ -11,16 +12,18 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import attached, kernels
-from gradsurgery.arguments import check_choice, check_integer
+from gradsurgery.arguments import Shared, check_choice, check_integer
 from gradsurgery.blocks import TaskBlocks
-from gradsurgery.buffer import GradientBuffer, picked
+from gradsurgery.buffer import GradientBuffer
 from gradsurgery.distributed import AveragedBuffer
-from gradsurgery.facade import of
 from gradsurgery.features import FeatureGradients, check_features
-from gradsurgery.nonfinite import OnNonfinite, drop_tasks
+from gradsurgery.losses import GivenLosses
+from gradsurgery.nonfinite import OnNonfinite, drop_tasks, drop_unless
+from gradsurgery.places import picked
 from gradsurgery.replicas import Replicas
 from gradsurgery.rows import Units
 from gradsurgery.shards import is_spread
+from gradsurgery.stateful import state_of, take_back
 from gradsurgery.step import Clock
 
 if TYPE_CHECKING:
@@ -41,11 +44,16 @@ class MultiTaskOptimizer(TaskBlocks):
     Args:
         base: the optimizer that takes the step.
         weighting: ``gram [T, T] -> weights [T]``, T being the tasks of this step, in the order in
-            which they were first named.
+            which they were first named: where one is absent, ``gram`` is smaller. What it keeps
+            from call to call is saved and resumed if it has ``state_dict`` and ``load_state_dict``.
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
             weights, task-specific ones included, as older implementations do.
+        shared: the parameters, or modules of them, that may count as shared; every other parameter
+            keeps its plain gradient, whichever tasks reach it. By default all may. Declare them
+            where the graph cannot tell: where autograd sends zeros to another task's head, as it
+            does from a block's loss of one column of outputs that were concatenated.
         granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
             ``base``, or each ``"tensor"``.
         seed: of the random choices, where the weighting makes any.
@@ -62,6 +70,9 @@ class MultiTaskOptimizer(TaskBlocks):
             surgery is then that of the gradients' mean over them. It replaces the averaging of
             ``DistributedDataParallel``, and every process must call :meth:`surgery` and
             :meth:`step` equally often. Not for sharded parameters, which need nothing.
+        warn: whether to warn, once each, of a step on gradients that had not two tasks, and so no
+            surgery; of a new task after many steps without one, where ``tasks`` are not declared;
+            and of ``.grad`` being read while the tasks' gradients are kept apart.
 
     Raises:
         TypeError: ``base`` is not an optimizer, ``weighting`` cannot be called, or
@@ -87,36 +98,46 @@ class MultiTaskOptimizer(TaskBlocks):
         tasks: Iterable[Hashable] | None = None,
         reduction: Literal["sum", "mean"] = "sum",
         scope: Literal["shared", "all"] = "shared",
+        shared: Shared | None = None,
         granularity: Granularity = "model",
         seed: int = 0,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        warn: bool = True,
     ) -> None:
-        super().__init__(base, tasks, on_nonfinite, buffer_dtype, process_group)
+        super().__init__(base, tasks, shared, on_nonfinite, buffer_dtype, process_group, warn)
         if not callable(weighting):
             raise TypeError(
                 f"weighting: must be a callable gram -> weights, got {type(weighting).__name__}"
             )
         check_choice("reduction", reduction, ("sum", "mean"))
         check_choice("scope", scope, ("shared", "all"))
+        if shared is not None and scope == "all":
+            raise ValueError('shared: must be left out where scope="all"; choose one of the two')
         check_choice("granularity", granularity, ("model", "group", "tensor"))
-        check_integer("seed", seed)
         kernels.choose(fused)
         self.weighting = weighting
         self.reduction = reduction
         self.scope = scope
         self.granularity = granularity
         self.fused = fused
-        self._clock = Clock(seed)
+        self._clock = Clock(check_integer("seed", seed))
+        state_of(weighting)  # refused now rather than when it is saved
         self._watched: dict[str, list[Tensor]] = {}  # parameters by a name of the group
 
-    seed = of("_clock", "seed")
+    @property
+    def seed(self) -> int:
+        return self._clock.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self._clock.seed = check_integer("seed", seed)
 
     def feature_backward(
         self,
-        losses: Sequence[Tensor] | Mapping[Any, Tensor],
+        losses: GivenLosses,
         features: Tensor | Sequence[Tensor],
         retain_graph: bool = False,
     ) -> None:
@@ -129,15 +150,27 @@ class MultiTaskOptimizer(TaskBlocks):
         examples, :meth:`backward` costs no more than the loss sum. What lies beyond the features,
         such as heads, keeps its plain gradient.
 
+        The features are a cut through the graph, and the first of them on a path from a loss is
+        the one whose gradient the path counts for; they may be made of one another, like feature
+        maps of several scales. A path that meets none, such as a skip connection, tied weights or a
+        penalty on the trunk, gives its plain gradient; where it ends in the trunk, each loss goes
+        back along it by itself. With weights of one every parameter gets the loss sum's gradient.
+
+        Hooks of features and parameters, and gradients retained on features, get the total once;
+        hooks elsewhere may see it in parts, as in :meth:`backward`.
+
         Args:
             losses: as in :meth:`backward`, without a generator.
-            features: the shared representation, or several tensors that make it up.
+            features: the shared representation, or several tensors that make it up, on one device;
+                a complex number counts as two. One that no loss depends on gets nothing.
             retain_graph: keep the graph; by default it is freed.
 
         Raises:
             TypeError: a loss or a feature is not a tensor.
-            ValueError: as :meth:`backward`; or a feature needs no gradient, a task is missing
-                where there is a process group, or parameters are sharded.
+            ValueError: as :meth:`backward`; or a feature needs no gradient or is not dense, they
+                are on several devices, no loss depends on any of them, a reentrant checkpoint
+                follows, a task is missing where there is a process group, or parameters are
+                sharded.
 
         Example:
             >>> trunk, heads = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
@@ -162,6 +195,7 @@ class MultiTaskOptimizer(TaskBlocks):
                 self._backward_given(given, retain_graph)
             else:
                 step.handling = handling
+                step.averaged.clear()
                 self._backward_features(given, shared, retain_graph)
 
     @torch.no_grad()
@@ -178,6 +212,8 @@ class MultiTaskOptimizer(TaskBlocks):
                 finite on one of them.
         """
         self._step.check_closed("surgery()")
+        self._step.seal.lift()
+        self._witness.looks_outside(self._parameters())
         if self._replicas is None:
             self._operate(self._step.buffer)
         else:
@@ -187,17 +223,25 @@ class MultiTaskOptimizer(TaskBlocks):
             finally:
                 mean.clear()
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+    def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
         """Performs surgery on what is still kept apart, then the base optimizer's step.
+
+        Without any gradient nothing happens, as with every optimizer of torch. A step counts, for
+        ``every``, ``start_step`` and the random orders, if a task block or :meth:`backward`
+        belonged to it.
 
         Args:
             closure: computes the gradients (with task blocks or :meth:`backward`) and returns the
-                loss, for optimizers that evaluate it more than once.
+                loss, for optimizers that evaluate it themselves, once or more often. Gradients made
+                before are combined first, where such an optimizer expects them.
+            options: what else the base optimizer's ``step`` takes.
 
         Raises:
-            ValueError: without a closure, when no parameter has a gradient.
+            ValueError: inside a task block, or with a closure where ``on_nonfinite`` is
+                ``"skip_step"``.
         """
-        self._step.check_closed("step()")
+        step = self._step
+        step.check_closed("step()")
         if self.on_nonfinite == "skip_step":
             if closure is not None:
                 raise ValueError(
@@ -208,26 +252,31 @@ class MultiTaskOptimizer(TaskBlocks):
                 self.zero_grad()
                 self.diagnostics.num_skipped_steps += 1
                 return None
+        self.surgery()
+        step.counts = step.handling is not None
         if closure is None:
-            self.surgery()
-            if all(parameter.grad is None for parameter in self._parameters()):
-                raise ValueError(
-                    "step(): no parameter has a gradient; call backward() inside "
-                    "`with optimizer.task(name):` first"
-                )
-            result = self.base.step()
-        else:
-            evaluate = closure
-
-            def closure_with_surgery() -> Any:
-                loss = evaluate()
-                self.surgery()
-                return loss
-
-            result = self.base.step(closure_with_surgery)
-        self._clock.tick()
-        self._step.end()
+            self._testify()
+        with step.second_order_explained(self.base, even_without_graph=closure is None):
+            result = self._step_base(closure, self._with_surgery, **options)
+        if step.counts:
+            self._clock.tick()
+        step.end()
+        self._witness.end()
         return result
+
+    def _with_surgery(self, closure: Callable[[], Any]) -> Callable[[], Any]:
+        """A closure after which ``.grad`` holds the combined gradient."""
+
+        def evaluate() -> Any:
+            # The base optimizer may have replaced what was averaged over processes.
+            self._step.averaged.clear()
+            loss = closure()
+            self.surgery()
+            self._testify()
+            self._step.counts |= self._step.handling is not None
+            return loss
+
+        return evaluate
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
         """Lets the diagnostics tell conflicts in groups of parameters apart, such as layers.
@@ -238,14 +287,41 @@ class MultiTaskOptimizer(TaskBlocks):
         Args:
             groups: parameters by a name of the group; a parameter may be in several.
 
+        Raises:
+            TypeError: a name is not a ``str``, or a group holds something else than tensors.
+            ValueError: the optimizer holds no such parameter; raised by :meth:`surgery` where it
+                was given up or exchanged since.
+
         Example:
             >>> model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(2, 1)})
             >>> optimizer = MultiTaskOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), len)
             >>> optimizer.watch({name: part.parameters() for name, part in model.items()})
         """
-        watched = {name: list(parameters) for name, parameters in groups.items()}
+        watched = {}
+        for name, parameters in groups.items():
+            watched[name] = [parameters] if isinstance(parameters, Tensor) else list(parameters)
+            if not isinstance(name, str):
+                raise TypeError(f"groups: must be named by strs, got {name!r}; name the group")
+            for parameter in watched[name]:
+                if not isinstance(parameter, Tensor):
+                    raise TypeError(
+                        f"groups: must hold parameters, got {type(parameter).__name__} in "
+                        f"{name!r}; give it module.parameters()"
+                    )
+        self._check_watched(watched)
         self._watched.clear()
         self._watched.update(watched)
+
+    def _check_watched(self, watched: Mapping[str, Sequence[Tensor]]) -> None:
+        held = set(self._parameters()) if watched else set()
+        for name, parameters in watched.items():
+            for parameter in parameters:
+                if parameter not in held:
+                    raise ValueError(
+                        f"groups: must hold parameters of this optimizer, got one of shape "
+                        f"{tuple(parameter.shape)} in {name!r} that it does not have; call watch() "
+                        "with its own, or add_param_group() first"
+                    )
 
     # What the methods differ in.
 
@@ -256,16 +332,29 @@ class MultiTaskOptimizer(TaskBlocks):
     ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
         """Weights of the tasks of this step, numbered by ``of_tasks``, in each unit; and of a
         method that projects each gradient, what the projections are made of."""
-        return torch.stack([self._weigh_one(gram, len(of_tasks)) for gram in grams]), None
+        return torch.stack([self._weigh_one(gram, of_tasks) for gram in grams]), None
 
-    def _weigh_one(self, gram: Tensor, num_tasks: int) -> Tensor:  # [T, T] -> [T]
-        weights = self.weighting(gram)
+    def _weigh_one(self, gram: Tensor, of_tasks: Sequence[int]) -> Tensor:  # [T, T] -> [T]
+        num_tasks, present = len(of_tasks), set(of_tasks)
+        absent = [name for i, name in enumerate(self._tasks.names) if i not in present]
+        try:
+            weights = self.weighting(gram)
+        except (ValueError, RuntimeError, IndexError) as error:
+            if not absent or isinstance(error, torch.cuda.OutOfMemoryError):
+                raise
+            said = " ".join(str(error).split())
+            raise ValueError(
+                f"weighting: must take the Gram matrix of a step without the tasks {absent}, got "
+                f"{type(error).__name__} ({said}); give every task a loss, or take a weighting for "
+                "any number of tasks"
+            ) from error
         if not isinstance(weights, Tensor):
             raise TypeError(f"weighting: must return a tensor, got {type(weights).__name__}")
         if weights.shape != (num_tasks,):
             raise ValueError(
                 f"weighting: must return {num_tasks} weights for a Gram matrix of "
                 f"{num_tasks} tasks, got shape {tuple(weights.shape)}"
+                + (f"; the tasks {absent} are absent in this step" if absent else "")
             )
         return weights.detach().to(gram.device, gram.dtype, non_blocking=True)
 
@@ -283,7 +372,9 @@ class MultiTaskOptimizer(TaskBlocks):
     def _own_state(self) -> dict[str, Any]:
         places = {parameter: place for place, parameter in enumerate(self._parameters())}
         in_rows, num_rows = self._step.buffer.layout()
+        weighting = state_of(self.weighting)
         return {
+            **({} if weighting is None else {"weighting": weighting}),
             "tasks": list(self._tasks.names),
             "seed": self.seed,
             "num_steps": self._clock.read(),
@@ -294,15 +385,28 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _check_own_state(self, own: Mapping[str, Any]) -> None:
         self._tasks.check_saved(own["tasks"])
+        check_integer("state_dict", own["seed"])
+        if "weighting" in own and state_of(self.weighting) is not None:
+            try:
+                take_back(copy.deepcopy(self.weighting), own["weighting"])
+            except Exception as error:
+                said = " ".join(str(error).split())
+                raise ValueError(
+                    f"state_dict: must be of an equal weighting, found another ({said}); make the "
+                    "optimizer with the weighting that the checkpoint was made with"
+                ) from error
 
     def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
         self._step.forget()
+        self._witness.forget()
         if self._replicas is not None:
             self._replicas.ask_again()
         if own is None:
             return
-        self._tasks.restore(own["tasks"])
-        self._clock.restore(own["seed"], own["num_steps"])
+        self._tasks.restore([self._tasks.check(name) for name in own["tasks"]])
+        self._clock.restore(check_integer("state_dict", own["seed"]), own["num_steps"])
+        if "weighting" in own and state_of(self.weighting) is not None:
+            take_back(self.weighting, own["weighting"])
         parameters = list(self._parameters())
         in_rows = [parameters[place] for place in own["in_rows"]]
         self._step.buffer.restore(in_rows, own["num_rows"])
@@ -312,9 +416,13 @@ class MultiTaskOptimizer(TaskBlocks):
 
     def _operate(self, buffer: GradientBuffer) -> None:
         """Surgery on what a buffer keeps, which then is empty."""
-        if not buffer.slots:
+        if not buffer.touched():
+            buffer.clear()
             return
+        self._check_watched(self._watched)
         of_tasks = sorted(buffer.slots)
+        names = [self._tasks.names[task] for task in of_tasks]
+        self._witness.saw(names)
         chosen = self._kernels(buffer.touched())
         buffer.settle()
         units = self._units(buffer)
@@ -325,32 +433,37 @@ class MultiTaskOptimizer(TaskBlocks):
         if self._watched:
             groups = Units(self._watched.values())
             watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
-        names = [self._tasks.names[task] for task in of_tasks]
         self.diagnostics.record(names, of_tasks, self._tasks.names, grams, weights, coefficients)
         self.diagnostics.record_groups(tuple(self._watched), watched)
         if self._step.handling == "apart":
-            by_slot = [of_tasks.index(task) for task in buffer.slots]
+            place = {task: place for place, task in enumerate(of_tasks)}
+            by_slot = [place[task] for task in buffer.slots]
             self._write(buffer, units, picked(weights.T, by_slot).T)
         buffer.clear()
 
     def _average(self, replicas: Replicas) -> AveragedBuffer:
         """The mean over the replicas of what each keeps; that of ``.grad`` comes into its place."""
         step, parameters = self._step, list(self._parameters())
-        options = self.seed, self.reduction, self.scope, self.granularity, self._clock.num_steps
+        options = (
+            *(self.seed, self.reduction, self.scope, self.granularity, self._clock.num_steps),
+            self.shared and [place for place, p in enumerate(parameters) if p in self.shared],
+        )
         shapes = [(tuple(p.shape), p.dtype) for p in parameters]
         replicas.check_alike((self._tasks.names, options, shapes))
         # A process without a block in this step has not yet asked.
-        step.handling = step.handling or self._handling_to_begin()
-        present = [] if step.is_averaged else [p for p in parameters if p.grad is not None]
+        handling = step.handling or self._handling_to_begin()
+        present = [p for p in parameters if p.grad is not None and p not in step.averaged]
         flags = self._flags() if self._guard.asks else None
-        agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags)
+        begun = step.handling is not None
+        agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags, begun)
+        step.handling = handling if agreed.begun else None
         if flags is not None:
             self._guard.act(agreed.failed)
             step.failed.clear()
             drop_tasks(agreed.failed_tasks, step.buffer)
-        outside = attached.take(present)
+        outside = attached.take_over(agreed.outside)
         with_outside, tasks_of = set(agreed.outside), agreed.tasks_of
-        if step.handling == "held":
+        if handling == "held":
             self._release(outside)
             with_outside.update(parameter for parameter, by in tasks_of.items() if by)
             tasks_of = tasks_of if self._watches() else {}
@@ -362,8 +475,14 @@ class MultiTaskOptimizer(TaskBlocks):
             replicas.group,
         )
         attached.add(mean.outside)
-        step.is_averaged = True
+        step.averaged.update(parameters)
         return mean
+
+    def _testify(self) -> None:
+        """Warns, once, before a step on gradients of fewer than two tasks."""
+        # Of what is added to `.grad` at once a process does not know the tasks of the others.
+        if self._replicas is None or self._step.handling == "apart":
+            self._witness.testify(self._parameters())
 
     def _units(self, buffer: GradientBuffer) -> Units:
         """Which parameters the method looks at together."""
@@ -371,7 +490,8 @@ class MultiTaskOptimizer(TaskBlocks):
             return Units(group["params"] for group in self.base.param_groups)
         if self.granularity == "tensor":
             kept = set(buffer.touched() if self.scope == "all" else buffer.shared())
-            return Units([parameter] for parameter in self._parameters() if parameter in kept)
+            if kept:
+                return Units([parameter] for parameter in self._parameters() if parameter in kept)
         return Units()
 
     def _kernels(self, reached: Iterable[Tensor]) -> ModuleType:
@@ -382,9 +502,14 @@ class MultiTaskOptimizer(TaskBlocks):
     ) -> None:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         of_tasks = [task for task, _ in by_task]
-        found = FeatureGradients([loss for _, loss in by_task], features, retain_graph)
+        drops = self.on_nonfinite == "skip_task"
+        self._witness.saw(list(losses))
+        found = FeatureGradients([loss for _, loss in by_task], features, retain_graph, copy=drops)
+        names = [self._tasks.names[task] for task in of_tasks]
         with torch.no_grad():
             for place, task in enumerate(of_tasks):
+                if self._guard.looks:
+                    attached.check_dense(names[place], found.heads[place])
                 self._look(task, found.of(place))
             chosen = self._kernels(features)
             gram = chosen.gram_matrix(found.grads)
@@ -394,16 +519,18 @@ class MultiTaskOptimizer(TaskBlocks):
                 if failed is not None:
                     self._guard.act(failed)
                     self._step.failed.clear()
-                    found.drop(failed)
+                    for place in range(len(of_tasks)):
+                        drop_unless(~failed[place], found.of(place))
             weights, coefficients = self._weigh(gram[None], of_tasks)
-            names = [self._tasks.names[task] for task in of_tasks]
-            self.diagnostics.record(
-                names, of_tasks, self._tasks.names, gram[None], weights, coefficients
-            )
-            self.diagnostics.record_groups((), None)
             mixed = weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
             update = chosen.combine(mixed, found.grads, found.grads[0])
+        for place, task in enumerate(of_tasks):
+            found.scale_heads(place, self._loss_weight(task))
         found.back_propagate(update, retain_graph)
+        self.diagnostics.record(
+            names, of_tasks, self._tasks.names, gram[None], weights, coefficients
+        )
+        self.diagnostics.record_groups((), None)
 
     def _check_features_everywhere(self, losses: Mapping[Hashable, Tensor]) -> None:
         if any(is_spread(parameter) for parameter in self._parameters()):

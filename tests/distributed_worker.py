@@ -9,6 +9,7 @@ import io
 import json
 import tempfile
 import traceback
+import warnings
 from datetime import timedelta
 from pathlib import Path
 from unittest import mock
@@ -29,6 +30,7 @@ from tests.distributed.training import (
     Model,
     assert_equal_everywhere,
     assert_same,
+    batch_of,
     bits,
     check,
     even,
@@ -39,6 +41,25 @@ from tests.distributed.training import (
     uneven,
     watched,
 )
+
+
+@check
+def the_tasks_of_all_processes_make_a_surgery():
+    """A task on each process is enough; one on all of them warns on each, once."""
+    me = dist.get_rank()
+    model = Model()
+    optimizer = PCGrad(one_group(model), tasks=TASKS, process_group=dist.group.WORLD)
+    for names, num_warnings in ((TASKS, 0), (("a",), 1), (("a",), 0)):
+        task = names[me % len(names)]
+        optimizer.zero_grad()
+        with optimizer.task(task):
+            model(task, batch_of(task, 0, me)).backward()
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            optimizer.step()
+        said = [str(warning.message) for warning in caught]
+        assert len([text for text in said if "one task only, 'a'" in text]) == num_warnings
+        assert len(said) == num_warnings, said
 
 
 @check

@@ -113,3 +113,68 @@ def test_a_restored_buffer_lays_its_rows_out_alike():
     assert again.num_bytes == buffer.num_bytes
     assert torch.equal(again._row_sets[0].matrix, buffer._row_sets[0].matrix)
     assert again._row_sets[0].matrix.stride() == buffer._row_sets[0].matrix.stride()
+
+
+def combined(buffer, parameters, num_tasks=2, seed=0):
+    """The gradients that a step of equal weights hands out."""
+    capture(buffer, gradients_of(parameters, num_tasks, seed))
+    buffer.settle()
+    weights = torch.ones(1, num_tasks, dtype=torch.float64)
+    found = buffer.combine(reference.combine_segments, EVERYTHING, weights)
+    buffer.clear()
+    return found
+
+
+def test_nobody_who_holds_costs_nothing():
+    buffer, parameters = laid_out((640, 641), 2)
+    places = {tuple(g.data_ptr() for g in combined(buffer, parameters).values()) for _ in range(5)}
+    assert len(places) == 1
+    assert buffer._row_sets[0].matrix[0].data_ptr() == min(*places)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_what_is_handed_out_is_kept_and_from_then_on_copied(dtype):
+    buffer, parameters = laid_out((640, 641), 2, dtype)
+    first, second = parameters
+    kept = [combined(buffer, parameters)[first]]
+    was = [kept[0].clone()]
+    for step in range(1, 4):
+        place = buffer._row_sets[0].matrix.data_ptr()
+        found = combined(buffer, parameters, seed=step)
+        moved = buffer._row_sets[0].matrix.data_ptr() != place
+        assert moved == (step == 1)  # the rows that the first one lies in are left to it
+        assert buffer.holds(found[second])
+        assert not buffer.holds(found[first])
+        kept.append(found[first])
+        was.append(found[first].clone())
+        del found  # nobody keeps the second's
+    for grad, number in zip(kept, was, strict=True):
+        assert torch.equal(grad, number)
+        assert grad.untyped_storage().nbytes() == grad.numel() * dtype.itemsize
+
+
+def test_rows_keep_pairs_of_numbers_together():
+    odd = torch.nn.Parameter(torch.zeros(3))
+    pairs = torch.nn.Parameter(torch.zeros(5, dtype=torch.complex64))
+    buffer = GradientBuffer()
+    for step in range(3):
+        grads = [
+            [
+                (odd, torch.full((3,), 1.0 + task)),
+                (pairs, torch.full((5,), (1 + 2j) * (task + step))),
+            ]
+            for task in range(3)
+        ]
+        capture(buffer, grads)
+        buffer.settle()
+        (gram,) = buffer.grams(reference.gram_matrices, EVERYTHING, alone=False)
+        flat = torch.stack(
+            [torch.cat([a, torch.view_as_real(b).flatten()]) for (_, a), (_, b) in grads]
+        )
+        torch.testing.assert_close(gram, reference.gram_matrix(flat))
+        for task in range(3):
+            slot = buffer.slots[task]
+            assert torch.equal(buffer.hand_out(pairs, slot), grads[task][1][1])
+        buffer.clear()
+    (rows,) = buffer._row_sets
+    assert all(rows.view(pairs, slot).data_ptr() % 8 == 0 for slot in range(3))

@@ -14,6 +14,10 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
 from torch.optim import lr_scheduler
 from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
@@ -57,6 +61,10 @@ BASES = {
 }
 # torch's own LBFGS cannot be copied or pickled: it loses the list of parameters that it works on.
 COPIED_BASES = [name for name in BASES if name != "lbfgs"]
+
+# For tests that look at `.grad` before surgery, and for those that take steps without one.
+looks_early = pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
+without_surgery = pytest.mark.filterwarnings("ignore:.*a step without surgery")
 
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
 every_base = pytest.mark.parametrize("base", BASES)
@@ -254,6 +262,7 @@ def test_loss_sum_trains_exactly_as_the_base_alone(wrapper, base):
     assert_identical(optimizer.base.state_dict(), bare.state_dict())
 
 
+@without_surgery
 @every_wrapper
 @every_base
 def test_without_any_block_it_is_the_base(wrapper, base):
@@ -296,6 +305,148 @@ def test_add_param_group_adds_to_the_base(wrapper):
     assert_identical(parameters_of(later), parameters_of(model))
 
 
+# Whoever holds a tensor keeps it, and may do with .grad and with parameters what torch allows
+
+
+@every_wrapper
+@every_copied_base
+def test_a_gradient_that_is_kept_stays_what_it_was(wrapper, base):
+    model, optimizer = build(wrapper, base)
+    twin, twin_optimizer = build(wrapper, base)
+    kept = []  # tensors, arrays, views, and what they were
+    holds = (lambda grad: grad, lambda grad: grad.numpy(), lambda grad: grad.view(-1)[:1])
+    for step in range(7):
+        optimizer.zero_grad()
+        run_blocks(model, optimizer, step)
+        optimizer.surgery()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                held = holds[step % 3](parameter.grad)
+                kept.append((held, torch.as_tensor(held).clone()))
+        optimizer.step()
+        train_step(twin, twin_optimizer, step)
+        assert all(torch.equal(torch.as_tensor(held), was) for held, was in kept)
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+@every_wrapper
+def test_a_gradient_that_is_kept_inside_a_block_stays_what_it_was(wrapper):
+    model, optimizer = build(wrapper)
+    twin, twin_optimizer = build(wrapper)
+    kept = []
+    for parameter in model.parameters():
+        parameter.register_hook(lambda grad: kept.append((grad.detach(), grad.clone())))
+    is_plain = wrapper == "loss-sum" or wrapper == "pcgrad-every-3"  # autograd adds in place
+    for step in range(5):
+        optimizer.zero_grad()
+        for task in TASKS:
+            with optimizer.task(task):
+                model.loss(task, step).backward()
+                if not is_plain:
+                    grads = [p.grad for p in model.parameters() if p.grad is not None]
+                    kept += [(grad, grad.clone()) for grad in grads]
+        optimizer.step()
+        train_step(twin, twin_optimizer, step)
+        if not is_plain:
+            assert all(torch.equal(held, was) for held, was in kept)
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+EDITS = {
+    "data": lambda grad: setattr(grad, "data", grad.data.clone()),
+    "data through": lambda grad: setattr(grad.data, "data", torch.zeros(1)),
+    "shared memory": lambda grad: grad.share_memory_(),
+    "deep copy": lambda grad: copy.deepcopy(grad).zero_(),
+    "pickle": lambda grad: pickle.loads(pickle.dumps(grad)).zero_(),
+}
+
+
+@every_wrapper
+@pytest.mark.parametrize("edit", EDITS)
+def test_an_edit_of_a_gradient_that_changes_no_number_changes_nothing(wrapper, edit):
+    model, optimizer = build(wrapper)
+    twin, twin_optimizer = build(wrapper)
+    for step in range(6):
+        optimizer.zero_grad()
+        run_blocks(model, optimizer, step)
+        optimizer.surgery()
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                EDITS[edit](parameter.grad)
+        optimizer.step()
+        train_step(twin, twin_optimizer, step)
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+CONVERSIONS = {
+    "double": lambda model: model.double(),
+    "bfloat16": lambda model: model.bfloat16(),
+    "half and back": lambda model: model.half().float(),
+    "other memory": lambda model: model.load_state_dict(
+        copy.deepcopy(model.state_dict()), assign=False
+    ),
+}
+
+
+@every_wrapper
+@pytest.mark.parametrize("with_grad", [True, False], ids=["with .grad", "without"])
+@pytest.mark.parametrize("conversion", CONVERSIONS)
+def test_a_converted_model_trains_like_one_that_was_built_so(wrapper, conversion, with_grad):
+    model = Model()
+    optimizer = WRAPPERS[wrapper](torch.optim.SGD(model.parameters(), lr=0.05))
+    train(model, optimizer, range(4))
+    if not with_grad:
+        optimizer.zero_grad()
+    CONVERSIONS[conversion](model)
+    twin = copy.deepcopy(model)
+    later = WRAPPERS[wrapper](torch.optim.SGD(twin.parameters(), lr=0.05))
+    later.load_state_dict(optimizer.state_dict())
+    for step in range(4, 8):
+        train_step(model, optimizer, step)
+        train_step(twin, later, step)
+        assert_identical(gradients_of(model), gradients_of(twin))
+        assert_identical(parameters_of(model), parameters_of(twin))
+
+
+class ComplexModel(nn.Module):
+    """A complex weight that all tasks share, made of complex or of twice as many real numbers."""
+
+    def __init__(self, is_complex):
+        super().__init__()
+        generator = torch.Generator().manual_seed(5)
+        weight = torch.randn(3, 4, dtype=torch.complex64, generator=generator)
+        weight = weight.T  # another memory order
+        self.is_complex = is_complex
+        self.weight = nn.Parameter(weight if is_complex else torch.view_as_real(weight))
+        self.bias = nn.Parameter(torch.zeros(3))
+
+    def loss(self, task, step):
+        inputs, targets = examples(task, step)
+        weight = self.weight if self.is_complex else torch.view_as_complex(self.weight)
+        outputs = torch.complex(inputs, inputs.flip(-1)) @ weight + self.bias
+        return (outputs - targets * (1 + 0.5j)).abs().square().mean()
+
+
+@every_wrapper
+@pytest.mark.parametrize("base", [name for name in COPIED_BASES if name != "adamw-fused"])
+def test_complex_numbers_are_pairs_of_real_ones(wrapper, base):
+    model, twin = ComplexModel(True), ComplexModel(False)
+    optimizers = [WRAPPERS[wrapper](BASES[base](m.parameters())) for m in (model, twin)]
+    for step in range(6):
+        for network, optimizer in zip((model, twin), optimizers, strict=True):
+            train_step(network, optimizer, step)
+        found = torch.view_as_real(model.weight.grad)
+        assert model.weight.grad.stride() == model.weight.stride()
+        torch.testing.assert_close(found, twin.weight.grad, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(
+            torch.view_as_real(model.weight.detach()), twin.weight.detach(), rtol=1e-4, atol=1e-4
+        )
+        ours, theirs = (optimizer.diagnostics for optimizer in optimizers)
+        assert ours.num_surgeries == theirs.num_surgeries
+        if ours.num_surgeries:
+            torch.testing.assert_close(ours.cosines, theirs.cosines, rtol=1e-4, atol=1e-4)
+
+
 # Shells that others put around an optimizer
 
 
@@ -322,8 +473,7 @@ def use_everything(model, optimizer, saved):
     for step in range(4):
         train_step(model, optimizer, step)
         optimizer.zero_grad()
-        with pytest.raises(ValueError, match="no parameter has a gradient"):
-            optimizer.step()
+        optimizer.step()
         optimizer.backward([model.loss(task, 10 + step) for task in TASKS])
         optimizer.step()
         optimizer.zero_grad()
@@ -602,6 +752,107 @@ def test_checkpoint_hooks_fire_once(wrapper, on):
 
 
 @every_wrapper
+@every_base
+@pytest.mark.parametrize("on", ["wrapper", "base"])
+def test_hooks_see_the_optimizer_that_they_were_registered_on(wrapper, base, on):
+    model, optimizer = build(wrapper, base)
+    owner = optimizer if on == "wrapper" else optimizer.base
+    seen, saved = [], []
+
+    def note(hooked, *_):
+        seen.append(hooked)
+
+    def of_step(hooked, args, kwargs):
+        note(hooked)
+        assert args[0] is hooked
+        assert kwargs == {}
+
+    def of_save(hooked, state):
+        note(hooked)
+        saved.append("gradsurgery" in state)
+        return {**state, "note": 3}
+
+    def of_load(hooked, state):
+        note(hooked)
+        saved.append("gradsurgery" in state)
+        return {key: value for key, value in state.items() if key != "note"}
+
+    owner.register_step_pre_hook(of_step)
+    owner.register_step_post_hook(of_step)
+    owner.register_state_dict_pre_hook(note)
+    owner.register_state_dict_post_hook(of_save)
+    owner.register_load_state_dict_pre_hook(of_load)
+    owner.register_load_state_dict_post_hook(note)
+    train(model, optimizer, range(3))
+    state = optimizer.state_dict()
+    assert state["note"] == 3
+    optimizer.load_state_dict(state)
+    assert len(seen) == 10
+    assert all(hooked is owner for hooked in seen)
+    assert saved == [on == "wrapper"] * 2
+    if base in COPIED_BASES:  # which leaves hooks out, as torch does
+        train(model, copy.deepcopy(optimizer), range(3))
+        assert len(seen) == 10
+
+
+@every_wrapper
+def test_hooks_are_called_in_the_order_of_torch(wrapper):
+    model, optimizer = build(wrapper)
+    calls = []
+
+    def noting(name):
+        return lambda *_: calls.append(name)
+
+    handles = [
+        optimizer.register_step_pre_hook(noting("before, ours")),
+        optimizer.register_step_post_hook(noting("after, ours")),
+        optimizer.base.register_step_pre_hook(noting("before, base")),
+        optimizer.base.register_step_post_hook(noting("after, base")),
+        register_optimizer_step_pre_hook(noting("before, all")),
+        register_optimizer_step_post_hook(noting("after, all")),
+    ]
+    try:
+        train_step(model, optimizer, 0)
+    finally:
+        for handle in handles:
+            handle.remove()
+    before = ["before, all", "before, base", "before, ours"]
+    assert calls == [*before, "after, base", "after, ours", "after, all"]
+
+
+@every_wrapper
+def test_a_hook_may_change_the_closure(wrapper):
+    model, optimizer = build(wrapper)
+    twin, twin_optimizer = build(wrapper)
+
+    def closure(step):
+        twin_optimizer.zero_grad()
+        return run_blocks(twin, twin_optimizer, step)
+
+    def never():
+        raise AssertionError
+
+    for step in range(6):
+        train_step(model, optimizer, step)
+        given = (twin_optimizer, lambda step=step: closure(step))
+        handle = twin_optimizer.register_step_pre_hook(lambda *_, given=given: (given, {}))
+        assert twin_optimizer.step(never) > 0
+        handle.remove()
+    assert_identical(parameters_of(twin), parameters_of(model))
+    assert_identical(twin_optimizer.state_dict(), optimizer.state_dict())
+    twin_optimizer.register_step_pre_hook(lambda *_: "neither")
+    with pytest.raises(RuntimeError, match="must return None or a tuple"):
+        twin_optimizer.step()
+
+
+@every_wrapper
+def test_a_step_of_the_base_is_none_of_the_wrapper(wrapper):
+    _, optimizer = build(wrapper)
+    optimizer.register_step_post_hook(lambda *_: pytest.fail("called"))
+    optimizer.base.step()
+
+
+@every_wrapper
 def test_step_hooks_see_the_combined_gradient(wrapper):
     model, optimizer = build(wrapper)
     seen = []
@@ -611,6 +862,112 @@ def test_step_hooks_see_the_combined_gradient(wrapper):
     optimizer.step()
     assert_identical(seen, [gradients_of(model)])
     assert seen[0]["trunk.0.weight"] is not None
+
+
+# What the base has beyond an optimizer
+
+
+class Beyond(torch.optim.SGD):
+    """An optimizer with a method, a property, an attribute and a private name of its own."""
+
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+        self.alpha = 0.25
+        self.backward = self.diagnostics = self.tasks = None  # names that the wrapper has, too
+        self._step_supports_amp_scaling = True
+
+    def eval(self, how="quietly"):
+        return how, self
+
+    @property
+    def double(self):
+        return 2 * self.alpha
+
+
+@every_wrapper
+def test_what_the_base_has_is_found_on_the_wrapper(wrapper):
+    base = Beyond(Model().parameters())
+    optimizer = WRAPPERS[wrapper](base)
+    for one in (optimizer, copy.deepcopy(optimizer), through_pickle(optimizer)):
+        one.base.alpha = 0.5  # an optimizer of torch does not copy what it has beyond
+        assert hasattr(one, "eval")
+        assert one.eval("at once") == ("at once", one.base)
+        assert (one.alpha, one.double) == (0.5, 1.0)
+        assert {"eval", "alpha", "double", "step", "diagnostics"} <= set(dir(one))
+        assert callable(one.backward)
+        assert one.diagnostics is not None
+        assert one.tasks is not None
+        # It says of the base's own step() that GradScaler may leave its work to it.
+        assert not hasattr(one, "_step_supports_amp_scaling")
+        assert not hasattr(one, "train")
+        with pytest.raises(AttributeError, match="has no attribute 'trian'") as refusal:
+            _ = one.trian
+        assert type(one).__name__ in message(refusal)
+    twice = LossSum(optimizer)
+    assert twice.eval() == ("quietly", base)
+    empty = type(optimizer).__new__(type(optimizer))
+    with pytest.raises(AttributeError):
+        _ = empty.alpha
+
+
+# Steps that are none
+
+
+@every_wrapper
+@every_copied_base
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_a_step_without_any_gradient_does_nothing_and_does_not_count(wrapper, base, num_steps):
+    model, optimizer = build(wrapper, base)
+    twin, twin_optimizer = build(wrapper, base)
+    train(model, optimizer, range(num_steps))
+    train(twin, twin_optimizer, range(num_steps))
+    optimizer.zero_grad()
+    twin_optimizer.zero_grad()
+    before = snapshot(model, optimizer)
+    own = copy.deepcopy(optimizer.state_dict())
+    assert optimizer.step() is None
+    assert optimizer.step(lambda: 7.0) == 7.0
+    assert_identical(snapshot(model, optimizer), before)
+    assert_identical(optimizer.state_dict(), own)
+    for step in range(num_steps, num_steps + 3):
+        train_step(model, optimizer, step)
+        train_step(twin, twin_optimizer, step)
+    assert_identical(parameters_of(model), parameters_of(twin))
+    assert_identical(optimizer.state_dict(), twin_optimizer.state_dict())
+
+
+@every_wrapper
+@every_copied_base
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_the_state_that_torch_asks_for_counts_no_step(wrapper, base, num_steps):
+    """It makes the base optimizer's state by a step of zero gradients, where there is none yet."""
+    model, optimizer = build(wrapper, base)
+    # torch loads no state that lacks a trainable parameter's, nor one that has a frozen one's.
+    model.unused.requires_grad_(base == "adagrad")
+    train(model, optimizer, range(num_steps))
+    optimizer.zero_grad()
+    parameters = parameters_of(model)
+    own = copy.deepcopy(optimizer.state_dict()["gradsurgery"])
+    saved = copy.deepcopy(get_optimizer_state_dict(model, optimizer))
+    assert saved["state"]
+    set_optimizer_state_dict(model, optimizer, saved)
+    assert_identical(optimizer.state_dict()["gradsurgery"], own)
+    assert_identical(parameters_of(model), parameters)
+    again = get_optimizer_state_dict(model, optimizer)
+    assert_identical(again["state"], saved["state"])
+
+
+@every_wrapper
+def test_a_hook_that_clears_the_gradients_does_not_stop_the_count(wrapper):
+    model, optimizer = build(wrapper)
+    twin, twin_optimizer = build(wrapper)
+    optimizer.register_step_post_hook(lambda stepped, *_: stepped.zero_grad())
+    for step in range(6):
+        train_step(model, optimizer, step)
+        train_step(twin, twin_optimizer, step)
+    assert_identical(parameters_of(model), parameters_of(twin))
+    assert_identical(optimizer.state_dict(), twin_optimizer.state_dict())
+    assert optimizer.state_dict()["gradsurgery"]["num_steps"] == 6
 
 
 # Closures, loss scaling
@@ -732,6 +1089,7 @@ def test_one_non_finite_task_makes_the_update_non_finite(wrapper, bad):
 # Gradients: missing, accumulated, made outside
 
 
+@without_surgery
 @every_wrapper
 @every_base
 def test_missing_is_not_zero(wrapper, base):
@@ -907,6 +1265,7 @@ def fail_after_backward(loss):
     raise Interrupted
 
 
+@looks_early
 @every_wrapper
 @pytest.mark.parametrize("num_steps", [0, 3, 4])
 def test_an_exception_in_a_block_leaves_what_was_and_the_block_usable(wrapper, num_steps):
@@ -1024,6 +1383,7 @@ def assert_both_go_on_alike(pairs):
         assert_identical(parameters_of(model), parameters_of(twin))
 
 
+@looks_early
 @every_wrapper
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_refused_call_changes_nothing(wrapper, situation):
@@ -1039,6 +1399,7 @@ def test_a_refused_call_changes_nothing(wrapper, situation):
     assert_both_go_on_alike(pairs)
 
 
+@looks_early
 @pytest.mark.parametrize(
     ("wrapper", "generator"),
     [
@@ -1096,23 +1457,7 @@ def test_a_block_inside_a_block_is_refused(wrapper, call, num_steps):
     assert_identical(parameters_of(model), parameters_of(twin))
 
 
-@every_wrapper
-@every_copied_base
-@pytest.mark.parametrize("num_steps", [0, 3])
-def test_a_step_without_any_gradient_is_refused(wrapper, base, num_steps):
-    model, optimizer = build(wrapper, base)
-    train(model, optimizer, range(num_steps))
-    optimizer.zero_grad()
-    before = snapshot(model, optimizer)
-    own = copy.deepcopy(optimizer.state_dict())
-    with pytest.raises(ValueError, match="gradient") as refusal:
-        optimizer.step()
-    message(refusal)
-    assert_identical(snapshot(model, optimizer), before)
-    assert_identical(optimizer.state_dict(), own)
-    train_step(model, optimizer, num_steps)
-
-
+@looks_early
 @pytest.mark.parametrize(
     "wrapper", [name for name in WRAPPERS if "sum" not in name and "every" not in name]
 )
@@ -1148,6 +1493,9 @@ CONSTRUCTIONS = {
     "no parameters for the sum": lambda base: LossSum(torch.optim.SGD([{"params": []}], lr=0.1)),
     "base is a model": lambda base: PCGrad(nn.Linear(2, 1)),
     "base is a list": lambda base: LossSum([nn.Parameter(torch.ones(2))]),
+    "arguments of a base": lambda base: PCGrad(base.param_groups[0]["params"], lr=0.1),
+    "an option of a base": lambda base: WeightedSum(base, [1.0], lr=0.1),
+    "nothing at all": lambda base: LossSum(),
     "weighting is a number": lambda base: MultiTaskOptimizer(base, 1.0),
     "reduction": lambda base: PCGrad(base, reduction="max"),
     "reduction none": lambda base: PCGrad(base, reduction=None),
@@ -1189,6 +1537,16 @@ def test_a_refused_construction_leaves_the_base_as_it_was(construction):
     assert_identical((base.state_dict(), dict(base.defaults), sorted(vars(base))), before)
     assert parameter.tolist() == [1.0, 1.0]
     assert parameter.grad.tolist() == [1.0, 1.0]
+
+
+@pytest.mark.parametrize(
+    "construction",
+    ["base is a list", "arguments of a base", "an option of a base", "nothing at all"],
+)
+def test_arguments_of_another_optimizer_are_refused_with_the_remedy(construction):
+    with pytest.raises(TypeError, match=r"wrap an optimizer: \w+\(torch.optim.AdamW\(") as refusal:
+        CONSTRUCTIONS[construction](sgd())
+    message(refusal)
 
 
 @pytest.mark.parametrize("construction", ["no parameters", "negative weight", "every zero"])

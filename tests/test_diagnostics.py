@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gradsurgery import (
     Diagnostics,
@@ -89,6 +90,7 @@ def test_numbers_of_one_surgery(wrapper, step):
     assert seen.norm_before.shape == seen.norm_after.shape == ()
 
 
+@pytest.mark.filterwarnings("ignore:.*a step without surgery")
 @pytest.mark.parametrize("wrapper", WRAPPERS)
 def test_conflict_rate_runs_over_steps_and_absent_tasks(wrapper):
     options = {} if wrapper == "weighted-sum" else {"tasks": tuple("abcd")}
@@ -288,20 +290,175 @@ def test_groups_are_watched_until_told_otherwise():
         _ = optimizer.diagnostics.group_cosines
 
 
+def test_watching_what_the_optimizer_does_not_have_is_refused():
+    parameter, optimizer = optimizer_on(PCGrad)
+    other = nn.Parameter(torch.zeros(4))
+    optimizer.watch({"own": [parameter]})
+    for groups, error in (
+        ({"other": [parameter, other]}, ValueError),
+        ({"other": ["weight"]}, TypeError),
+        ({1: [parameter]}, TypeError),
+    ):
+        with pytest.raises(error, match=r"^groups: must .*; ") as refusal:
+            optimizer.watch(groups)
+        assert "\n" not in str(refusal.value)
+    surgery(parameter, optimizer, some("ab"))
+    assert optimizer.diagnostics.group_names == ("own",)
+    optimizer.add_param_group({"params": [other]})
+    optimizer.watch({"both": [parameter, other], "one": parameter})
+    surgery(parameter, optimizer, some("ab"))
+    assert optimizer.diagnostics.group_names == ("both", "one")
+
+
+def test_a_watched_group_that_was_given_up_is_refused_and_nothing_lost():
+    parameter, other = (nn.Parameter(torch.zeros(4)) for _ in "ab")
+    base = torch.optim.SGD([{"params": [parameter]}, {"params": [other]}], lr=0.1)
+    optimizer = PCGrad(base)
+    optimizer.watch({"other": [other]})
+    del base.param_groups[1]
+    with pytest.raises(ValueError, match=r"^groups: must hold parameters of this optimizer"):
+        surgery(parameter, optimizer, some("ab"))
+    optimizer.watch({})
+    optimizer.step()
+    gradients = np.array(list(some("ab").values()))
+    found = optimizer.diagnostics
+    np.testing.assert_allclose(found.gram, gradients @ gradients.T)
+
+
 def test_plot_of_the_cosines():
     matplotlib = pytest.importorskip("matplotlib")
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     parameter, optimizer = optimizer_on(PCGrad)
-    surgery(parameter, optimizer, some("abc"))
+    surgery(parameter, optimizer, {1: GRADS["a"], "1": GRADS["b"], "c": GRADS["c"]})
     axes = optimizer.diagnostics.plot_cosines()
     try:
         (image,) = axes.get_images()
         np.testing.assert_allclose(image.get_array(), optimizer.diagnostics.cosines, rtol=1e-6)
-        assert [label.get_text() for label in axes.get_xticklabels()] == ["a", "b", "c"]
+        assert [label.get_text() for label in axes.get_xticklabels()] == ["1", "'1'", "c"]
+        assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "'1'", "c"]
     finally:
         pyplot.close(axes.figure)
+
+
+class Operations(TorchDispatchMode):
+    """Counts the operations that the host asks for."""
+
+    def __init__(self):
+        super().__init__()
+        self.number = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.number += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize("method", [PCGrad, WRAPPERS["loss-sum"]], ids=["pcgrad", "loss-sum"])
+@pytest.mark.parametrize("scope", ["shared", "all"])
+@pytest.mark.parametrize("num_before", [0, 1])  # kept loose in the first step, then in rows
+def test_absent_tasks_cost_no_operations(method, device, scope, num_before):
+    num_tasks = 60
+
+    def operations(present):
+        trunk, part = (nn.Parameter(torch.zeros(3, device=device)) for _ in "ab")
+        base = torch.optim.SGD([trunk, part], lr=0.1)
+        optimizer = method(base, tasks=range(num_tasks), scope=scope)
+        optimizer.watch({"trunk": [trunk]})
+        for step in range(num_before + 1):
+            optimizer.zero_grad()
+            for task in present if step == num_before else range(num_tasks):
+                with optimizer.task(task):  # every other task reaches the second parameter as well
+                    (trunk.sum() + part.sum() * (task % 2) if task % 2 else trunk.sum()).backward()
+            with Operations() as counted:
+                optimizer.surgery()
+        if device == "meta":
+            return counted.number, 0
+        with Operations() as read:
+            optimizer.diagnostics.summary()
+        return counted.number, read.number
+
+    surgery_of_all, summary_of_all = operations(range(num_tasks))
+    for present in (
+        range(1, num_tasks),
+        range(num_tasks - 1),
+        range(num_tasks // 2),
+        range(0, num_tasks, 2),
+        range(1, num_tasks, 2),
+        reversed(range(num_tasks)),
+    ):
+        in_surgery, in_summary = operations(list(present))
+        assert in_surgery <= surgery_of_all + 20
+        assert in_summary <= summary_of_all + 5
+    assert summary_of_all < 100
+
+
+def test_absent_tasks_leave_the_counts_of_the_others():
+    """Any tasks in any order, in steps in which gradients are loose and in rows, against numpy."""
+    names = list(range(7))
+    generator = torch.Generator().manual_seed(0)
+    trunk, part = nn.Parameter(torch.zeros(3)), nn.Parameter(torch.zeros(2))
+    optimizer = PCGrad(torch.optim.SGD([trunk, part], lr=0.1), tasks=names)
+    met, conflicted = np.zeros((7, 7)), np.zeros((7, 7))
+    for _ in range(12):
+        present = torch.randperm(7, generator=generator)[
+            : int(torch.randint(1, 8, (), generator=generator))
+        ].tolist()
+        grads = torch.randn(7, 5, generator=generator)
+        grads[::2, 3:] = 0  # what every other task reaches
+        optimizer.zero_grad()
+        for task in present:
+            with optimizer.task(task):
+                loss = (trunk * grads[task, :3]).sum()
+                (loss if task % 2 == 0 else loss + (part * grads[task, 3:]).sum()).backward()
+        optimizer.surgery()
+        here = sorted(present)
+        if sum(task % 2 for task in here) < 2:
+            grads[:, 3:] = 0  # reached by one task alone: not shared
+        if len(here) < 2:
+            grads[:] = 0
+        gram = (grads @ grads.T).numpy()
+        np.testing.assert_allclose(
+            optimizer.diagnostics.gram, gram[np.ix_(here, here)], rtol=1e-5, atol=1e-6
+        )
+        met[np.ix_(here, here)] += 1
+        conflicted[np.ix_(here, here)] += (gram < 0)[np.ix_(here, here)]
+        with np.errstate(invalid="ignore"):
+            np.testing.assert_allclose(
+                optimizer.diagnostics.conflict_rate, conflicted / met, rtol=1e-6
+            )
+    assert conflicted.sum() > 0
+
+
+def test_every_number_of_a_summary_has_a_key_of_its_own():
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, {1: GRADS["a"], "1": GRADS["b"], "c": GRADS["c"]})
+    seen = optimizer.diagnostics
+    summary = seen.summary()
+    assert len(summary) == 2 + 3 * 3 + 2 * 3
+    assert [summary[f"norm/{name}"] for name in ("1", "'1'", "c")] == seen.norms.tolist()
+    assert summary["cosine/1~'1'"] == pytest.approx(float(seen.cosines[0, 1]))
+    assert summary["cosine/1~c"] == pytest.approx(float(seen.cosines[0, 2]))
+    assert summary["cosine/'1'~c"] == pytest.approx(float(seen.cosines[1, 2]))
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        (1, "1", "'1'"),
+        ("a~b", "c", "a", "b~c"),
+        (None, "None"),
+        (1.5, "1.5"),
+        ((1, "2"), "(1, '2')"),
+    ],
+)
+def test_names_that_look_alike(names):
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, dict(zip(names, GRADS.values(), strict=False)))
+    num, summary = len(names), optimizer.diagnostics.summary()
+    assert len(summary) == 2 + 3 * num + num * (num - 1)
+    assert optimizer.diagnostics.summary().keys() == summary.keys()
 
 
 def test_recorded_by_hand():

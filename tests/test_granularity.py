@@ -171,3 +171,12 @@ def test_a_sum_is_the_same_in_any_units():
 def test_an_unknown_granularity_is_refused():
     with pytest.raises(ValueError, match="granularity: must be one of model, group, tensor"):
         PCGrad(make_base(make_model()), granularity="layer")
+
+
+def test_a_step_without_a_shared_parameter_is_plain_after_one_that_had_some():
+    model = make_model()
+    optimizer = PCGrad(make_base(model), tasks=TASKS, granularity="tensor", warn=False)
+    train(model, optimizer, make_grads(0))
+    alone = make_grads(1, TASKS[:1])
+    for name, grad in train(model, optimizer, alone).items():
+        torch.testing.assert_close(grad, alone["x"][name], rtol=0, atol=0)

@@ -2,16 +2,18 @@
 
 import ast
 import sys
-from pathlib import Path
+from graphlib import TopologicalSorter
 
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from tests.paths import ROOT
+
 PACKAGE = ROOT / "gradsurgery"
 # A file may import only files listed above it; those not written yet are skipped.
 ORDER = [
     "shards",
     "memory",
+    "places",
     "rows",
     "buffer",
     "weighting",
@@ -28,9 +30,12 @@ ORDER = [
     "loader",
     "diagnostics",
     "arguments",
+    "witness",
     "tasks",
     "losses",
+    "roots",
     "attached",
+    "seal",
     "step",
     "buckets",
     "collectives",
@@ -41,12 +46,35 @@ ORDER = [
     "facade",
     "blocks",
     "last_weights",
+    "stateful",
     "wrapper",
     "optim",
     "",  # gradsurgery/__init__.py
 ]
 FILES = sorted(PACKAGE.rglob("*.py"))
 BENCHMARKS = sorted((ROOT / "benchmarks").rglob("*.py"))
+MINBERT = ROOT / "benchmarks" / "multitask_bert"
+# Wings and files of the benchmark; each imports only those listed above it, and its own files.
+WINGS = [
+    "tasks",
+    "methods",
+    "metrics",
+    "significance",
+    "data",
+    "recipes",
+    "records",
+    "page",
+    "errors",
+    "claims",
+    "report",
+    "batches",
+    "model",
+    "training",
+    "cli",
+    "__main__",
+    "__init__",
+]
+WITH_TORCH = {"batches", "model", "training", "cli"}
 
 
 def module_name(path):
@@ -153,6 +181,54 @@ def test_benchmarks_use_public_names(path):
             # The speed suite times the kernels, which the optimizers choose and users do not.
             timed = {"kernels"} if path.parent.name == "speed" else set()
             assert target.removeprefix("gradsurgery.") in {*gradsurgery.__all__, *timed}, place
+
+
+def minbert_name(path):
+    """Dotted name below ``benchmarks.multitask_bert``: ``report.plots.bars``, ``tasks``."""
+    return ".".join(path.relative_to(MINBERT).with_suffix("").parts)
+
+
+MINBERT_FILES = {minbert_name(path): path for path in sorted(MINBERT.rglob("*.py"))}
+
+
+def minbert_imports(name):
+    """Files of the benchmark that one of them imports, as ``(file, whether at the top level)``."""
+    found = set()
+    for _, target, at_the_top in imports(MINBERT_FILES[name], "benchmarks"):
+        below = target.removeprefix("benchmarks.multitask_bert.")
+        if below != target:
+            file = below if below in MINBERT_FILES else below.rpartition(".")[0]
+            found.add((file if file in MINBERT_FILES else f"{below}.__init__", at_the_top))
+    return found
+
+
+@pytest.mark.parametrize("name", MINBERT_FILES)
+def test_a_wing_imports_only_wings_above_it(name):
+    wing = name.split(".")[0]
+    assert wing in WINGS, f"{name} has no place in the order of the house"
+    for file, at_the_top in minbert_imports(name):
+        assert file in MINBERT_FILES, f"{name} imports {file}"
+        above = file.split(".")[0]
+        assert WINGS.index(above) <= WINGS.index(wing), f"{name} imports {file}"
+        if wing not in WITH_TORCH and not (wing == "__main__" and not at_the_top):
+            assert above not in WITH_TORCH - {"cli"}, f"{name} imports {file}, which needs torch"
+
+
+def test_no_files_of_the_benchmark_import_each_other_in_a_circle():
+    graph = {name: {file for file, _ in minbert_imports(name)} for name in MINBERT_FILES}
+    assert len(list(TopologicalSorter(graph).static_order())) == len(MINBERT_FILES)
+
+
+@pytest.mark.parametrize("name", MINBERT_FILES)
+def test_only_wings_that_train_import_torch(name):
+    if name.split(".")[0] not in WITH_TORCH:
+        tops = {target.split(".")[0] for _, target, _ in imports(MINBERT_FILES[name])}
+        assert not tops & {"torch", "gradsurgery", "safetensors"}
+
+
+@pytest.mark.parametrize("name", [name for name in MINBERT_FILES if not name.endswith("__init__")])
+def test_a_file_is_of_a_length_to_be_read(name):
+    assert len(MINBERT_FILES[name].read_text(encoding="utf-8").splitlines()) <= 300
 
 
 def test_public_names_exist():

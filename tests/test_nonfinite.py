@@ -1,12 +1,14 @@
 """Gradients that are not finite against the same training without the task or step they are in."""
 
 import copy
+import math
 
 import pytest
 import torch
 from torch import nn
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
+from gradsurgery.nonfinite import is_finite
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -169,6 +171,26 @@ def test_the_head_alone_is_enough():
     assert optimizer.diagnostics.num_nonfinite.tolist() == [0, 1]
 
 
+@pytest.mark.parametrize("choice", ["raise", "skip_task", "skip_step"])
+@pytest.mark.parametrize("wrapper", WRAPPERS)
+def test_a_gradient_without_elements_is_finite(wrapper, choice):
+    weight, empty = nn.Parameter(torch.tensor(0.5)), nn.Parameter(torch.empty(0, 3))
+    base = torch.optim.SGD([weight, empty], lr=0.1)
+    optimizer = WRAPPERS[wrapper](base, on_nonfinite=choice)
+    for _ in range(3):
+        optimizer.zero_grad()
+        optimizer.backward({"a": 2 * weight + empty.sum(), "b": empty.sum(), "c": weight * 0})
+        optimizer.step()
+    assert weight.isfinite()
+    assert weight < 0.5
+    assert empty.grad.shape == (0, 3)
+    assert optimizer.diagnostics.num_nonfinite.tolist() == [0, 0, 0]
+
+
+def test_a_gradient_without_elements_is_looked_at_where_it_lies():
+    assert is_finite([torch.empty(0, device="meta")]).is_meta
+
+
 def test_counts_are_resumed():
     steps = [ALL, [("a", float("nan")), ("b", 1.0), ("c", 1.0)]]
     _, optimizer = trained("pcgrad", steps, on_nonfinite="skip_step")
@@ -189,3 +211,12 @@ def test_a_closure_cannot_be_skipped():
 def test_an_unknown_choice_is_refused():
     with pytest.raises(ValueError, match="on_nonfinite: must be one of propagate, raise"):
         PCGrad(torch.optim.SGD(make_model().parameters(), lr=0.1), on_nonfinite="ignore")
+
+
+@pytest.mark.parametrize("bad", [complex("nan"), complex(0, math.inf), complex(-math.inf, 1)])
+def test_either_part_of_a_complex_number_may_be_bad(bad):
+    assert not is_finite([torch.ones(3), torch.tensor([1 + 1j, bad])])
+
+
+def test_large_complex_numbers_are_finite():
+    assert is_finite([torch.tensor([complex(3e38, 3e38)])])  # their absolute values are not

@@ -4,15 +4,23 @@ The gradients that go into a comparison come from `torch.autograd.grad` or are k
 never from the optimizer under test.
 """
 
+import copy
+import enum
+import io
 import itertools
 import math
+import pickle
 import weakref
-from collections import Counter
+from collections import Counter, deque
+from decimal import Decimal
+from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 import pytest
 import torch
 from pytorch_optimizer import PCGrad as OlderPCGrad
+from pytorch_optimizer import load_optimizer
 from torch import nn
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -23,8 +31,11 @@ from torchjd.aggregation import (
     MGDA,
     AlignedMTL,
     AlignedMTLWeighting,
+    ConstantWeighting,
+    GradVacWeighting,
     IMTLGWeighting,
     MGDAWeighting,
+    PCDWeighting,
 )
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum, projection_order
@@ -273,9 +284,295 @@ def test_any_hashable_names_a_task():
     assert optimizer.diagnostics.tasks == tuple(names.values())
 
 
+class Plain(enum.Enum):
+    A = "a"
+
+
+class Name(str, enum.Enum):
+    A = "a"
+    B = "b"
+
+
+class Number(enum.IntEnum):
+    A = 4
+    B = 2
+
+
+class Pair(NamedTuple):
+    name: str
+    number: int
+
+
+EQUAL_NAMES = {
+    "np.str_": (np.array(["a", "b"]), ["a", "b"]),
+    "np.int64": (np.unique([7, 3]), [3, 7]),
+    "np.float32": (np.array([0.1, 0.5], dtype=np.float32), [float(np.float32(0.1)), 0.5]),
+    "np.bool_": (np.array([True, False]), [True, False]),
+    "str Enum": (list(Name), ["a", "b"]),
+    "IntEnum": (list(Number), [4, 2]),
+    "tuples": ([Pair(np.str_("a"), np.int8(1)), torch.Size([2])], [("a", 1), (2,)]),
+    "others": ([None, torch.float32, b"a"], [None, torch.float32, b"a"]),
+    "fraction": ([Fraction(1, 2), 1], [0.5, 1]),
+}
+
+
+def read_back(state):
+    """A checkpoint as it comes out of a file by torch's default."""
+    file = io.BytesIO()
+    torch.save(state, file)
+    file.seek(0)
+    return torch.load(file, weights_only=True)
+
+
+@pytest.mark.parametrize("declared", [True, False])
+@pytest.mark.parametrize("optimize", [PCGrad, LossSum, "weighted"], ids=str)
+@pytest.mark.parametrize("names", EQUAL_NAMES)
+def test_whatever_is_accepted_is_saved_as_its_plain_equal(names, optimize, declared):
+    given, equal = EQUAL_NAMES[names]
+    if optimize == "weighted":
+        optimize = lambda base, **o: WeightedSum(  # noqa: E731
+            base, dict(zip(given, np.arange(1, 1 + len(given)), strict=True)), **o
+        )
+    parameter = nn.Parameter(torch.tensor([0.5, 0.3]))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    optimizer = optimize(base, tasks=given) if declared else optimize(base)
+    losses = lambda: {n: (i + 1) * parameter.sum() for i, n in enumerate(given)}  # noqa: E731
+    optimizer.backward(losses())
+    optimizer.step()
+    optimizer.zero_grad()
+    for name, loss in losses().items():
+        with optimizer.task(name):
+            loss.backward()
+    optimizer.step()
+    assert list(optimizer.tasks) == equal
+    assert [type(name) for name in optimizer.tasks] == [type(name) for name in equal]
+    saved = read_back(optimizer.state_dict())
+    again = optimize(torch.optim.SGD([nn.Parameter(torch.zeros(2))], lr=0.1))
+    again.load_state_dict(saved)
+    assert again.tasks == optimizer.tasks
+    with again.task(given[0]):
+        pass
+    assert again.tasks == optimizer.tasks
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        Plain.A,
+        ("a", Plain.A),
+        frozenset("a"),
+        math.nan,
+        ("a", math.nan),
+        Decimal("0.1"),
+        Fraction(1, 3),
+        object(),
+        int,
+        torch.zeros(()),
+        range(3),
+        2**2100,
+        np.datetime64("2020-01-01"),
+        ["a"],
+    ],
+    ids=lambda name: type(name).__name__,
+)
+def test_a_name_that_no_checkpoint_could_hold_is_refused(name):
+    parameter = nn.Parameter(torch.ones(2))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    with pytest.raises((TypeError, ValueError), match=r"^tasks: must ") as refusal:
+        PCGrad(base, tasks=[name, "b"])
+    assert "\n" not in str(refusal.value)
+    optimizer = PCGrad(base)
+    with pytest.raises((TypeError, ValueError), match=r"^task: must "), optimizer.task(name):
+        pass
+    assert optimizer.tasks == ()
+    assert parameter.grad is None
+    if isinstance(name, Plain):
+        assert str(refusal.value).endswith("use its .name")
+
+
+def test_names_that_are_equal_are_one_task():
+    optimizer = LossSum(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1))
+    for name in (1, True, 1.0, np.int64(1), "1"):
+        with optimizer.task(name):
+            pass
+    assert optimizer.tasks == (1, "1")
+    with pytest.raises(ValueError, match="must name each task once"):
+        LossSum(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), tasks=[1, True])
+
+
+@pytest.mark.parametrize(
+    "seed", [np.int64(5), np.uint8(5), Number.A, np.random.default_rng(0).integers(9)]
+)
+def test_a_seed_is_saved_as_an_int(seed):
+    optimizer = PCGrad(
+        torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1),
+        seed=seed,
+        every=np.int64(2),
+        start_step=np.int64(0),
+    )
+    assert type(read_back(optimizer.state_dict())["gradsurgery"]["seed"]) is int
+    optimizer.seed = np.int64(7)
+    assert type(optimizer.seed) is int
+    assert read_back(optimizer.state_dict())["gradsurgery"]["seed"] == 7
+
+
+@pytest.mark.parametrize(
+    "seed", [True, np.bool_(True), 1.0, np.float64(1), torch.tensor(1), "1", 2**2100]
+)
+def test_a_seed_that_is_no_whole_number_is_refused(seed):
+    base = torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1)
+    with pytest.raises((TypeError, ValueError), match=r"^seed: must "):
+        PCGrad(base, seed=seed)
+    optimizer = PCGrad(base)
+    with pytest.raises((TypeError, ValueError), match=r"^seed: must "):
+        optimizer.seed = seed
+    assert optimizer.seed == 0
+
+
+class Slower:
+    """A weighting that remembers: the mean of all diagonals so far."""
+
+    def __init__(self):
+        self.num_calls, self.total = 0, None
+
+    def __call__(self, gram):
+        self.num_calls += 1
+        self.total = gram.diagonal().clone() + (0 if self.total is None else self.total)
+        return self.num_calls / self.total
+
+    def state_dict(self):
+        return {"num_calls": np.int64(self.num_calls), "total": self.total}
+
+    def load_state_dict(self, state):
+        self.num_calls, self.total = state["num_calls"], state["total"]
+
+
+class Buffered(nn.Module):
+    """The same in a buffer that is there from the start and one that is not."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("num_calls", torch.zeros((), dtype=torch.int64))
+        self.register_buffer("total", None)
+
+    def forward(self, gram):
+        self.num_calls += 1
+        self.total = gram.diagonal().clone() + (0 if self.total is None else self.total)
+        return self.num_calls / self.total
+
+
+STATEFUL = {
+    "object": Slower,
+    "module": Buffered,
+    "nested": lambda: nn.Sequential(Buffered()),
+    "gradvac": GradVacWeighting,
+    "pcd": PCDWeighting,
+}
+
+
+def remembering_steps(parameter, optimizer, steps):
+    for step in steps:
+        torch.manual_seed(step)  # TorchJD draws from the global state
+        optimizer.zero_grad()
+        maps = torch.randn(3, 6, 6, dtype=torch.float64)
+        optimizer.backward([1e-2 * (m @ parameter - i).pow(2).sum() for i, m in enumerate(maps)])
+        optimizer.step()
+
+
+@pytest.mark.parametrize("weighting", STATEFUL)
+@pytest.mark.parametrize("num_steps", [0, 5])
+@pytest.mark.parametrize("num_before", [0, 3])  # of the optimizer that takes the state back
+def test_a_weighting_resumes_exactly(weighting, num_steps, num_before):
+    def build():
+        parameter = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+        base = torch.optim.SGD([parameter], lr=0.05)
+        return parameter, MultiTaskOptimizer(base, STATEFUL[weighting]())
+
+    parameter, optimizer = build()
+    remembering_steps(parameter, optimizer, range(num_steps))
+    state, weights = optimizer.state_dict(), parameter.detach().clone()
+    copied = copy.deepcopy((parameter, optimizer))
+    pickled = pickle.loads(pickle.dumps((parameter, optimizer)))
+    remembering_steps(parameter, optimizer, range(num_steps, num_steps + 5))
+    resumed = build()
+    remembering_steps(*resumed, range(num_before))
+    resumed[1].load_state_dict(read_back(state))
+    resumed[0].data.copy_(weights)
+    for other, stepper in (copied, pickled, resumed):
+        remembering_steps(other, stepper, range(num_steps, num_steps + 5))
+        assert torch.equal(other, parameter)
+    fresh = build()
+    fresh[0].data.copy_(weights)
+    remembering_steps(*fresh, range(num_steps, num_steps + 5))
+    assert torch.equal(fresh[0], parameter) == (num_steps == 0)
+
+
+def test_a_checkpoint_without_a_weightings_state_loads():
+    parameter = nn.Parameter(torch.ones(6, dtype=torch.float64))
+    base = torch.optim.SGD([parameter], lr=0.05)
+    plain = MultiTaskOptimizer(base, lambda gram: gram.new_ones(len(gram)))
+    assert "weighting" not in plain.state_dict()["gradsurgery"]
+    stateful = MultiTaskOptimizer(base, Slower())
+    remembering_steps(parameter, stateful, range(2))
+    stateful.load_state_dict(plain.state_dict())
+    assert stateful.weighting.num_calls == 2
+    plain.load_state_dict(stateful.state_dict())
+
+
+def test_a_weightings_state_that_it_refuses_changes_nothing():
+    parameter = nn.Parameter(torch.ones(6, dtype=torch.float64))
+    optimizer = MultiTaskOptimizer(torch.optim.Adam([parameter]), Buffered())
+    remembering_steps(parameter, optimizer, range(2))
+    before = optimizer.state_dict()
+    other = MultiTaskOptimizer(torch.optim.Adam([parameter], lr=9.0), nn.Sequential(Buffered()))
+    with pytest.raises(ValueError, match=r"^state_dict: must be of an equal weighting") as refusal:
+        optimizer.load_state_dict(other.state_dict())
+    assert "\n" not in str(refusal.value)
+    after = optimizer.state_dict()
+    assert after["param_groups"] == before["param_groups"]
+    saved, kept = (s["gradsurgery"]["weighting"]["state_dict"] for s in (before, after))
+    assert saved.keys() == kept.keys()
+    assert all(torch.equal(saved[name], kept[name]) for name in saved)
+
+
+def test_a_state_that_no_checkpoint_could_hold_is_refused_when_the_optimizer_is_made():
+    weighting = Slower()
+    weighting.total = object()
+    with pytest.raises(TypeError, match=r"^weighting: must "):
+        MultiTaskOptimizer(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), weighting)
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        ConstantWeighting(torch.tensor([1.0, 2.0, 3.0])),
+        lambda gram: gram @ gram.new_ones(3),
+        lambda gram: torch.ones(3),
+        lambda gram: gram[[0, 1, 2]].sum(-1),
+    ],
+)
+def test_a_weighting_for_all_tasks_is_told_which_is_absent(weighting):
+    parameter = nn.Parameter(torch.ones(2))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    optimizer = MultiTaskOptimizer(base, weighting, tasks="abc")
+    with pytest.raises(ValueError, match=r"^weighting: must .*\['b'\]") as refusal:
+        optimizer.backward({"a": parameter.sum(), "c": 2 * parameter.sum()})
+    assert "\n" not in str(refusal.value)
+    assert parameter.grad is None
+    optimizer.backward([parameter.sum() for _ in "abc"])
+
+
+def test_the_error_of_a_weighting_is_its_own_where_no_task_is_absent():
+    parameter = nn.Parameter(torch.ones(2))
+    wrong = ConstantWeighting(torch.tensor([1.0, 2.0, 3.0]))
+    optimizer = MultiTaskOptimizer(torch.optim.SGD([parameter], lr=0.1), wrong)
+    with pytest.raises(ValueError, match="should have 3 rows"):
+        optimizer.backward([parameter.sum(), parameter.sum()])
+
+
 def test_an_absent_task_leaves_the_others_to_each_other():
     network = Network()
-    optimizer = PCGrad(sgd(network), tasks=TASKS)
+    optimizer = PCGrad(sgd(network), tasks=TASKS, warn=False)
     for step, present in enumerate([("a", "c"), TASKS, ("c", "b"), ("b",), ("b", "a"), TASKS]):
         rows = task_gradients(network, step, sorted(present))
         plain = plain_gradients(network, step, present)
@@ -578,19 +875,71 @@ def test_backward_writes_the_gradient_before_it_returns_and_step_keeps_it():
             assert torch.equal(parameter, other)
 
 
-def test_pc_backward_is_backward():
-    network, twin = Network(), Network()
-    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
-    for step in range(3):
-        for model, stepper, call in (
-            (network, optimizer, optimizer.pc_backward),
-            (twin, other, other.backward),
-        ):
-            stepper.zero_grad()
-            call([model.loss(task, step) for task in TASKS])
+@pytest.mark.parametrize("clears", [False, True], ids=["never cleared", "cleared"])
+def test_pc_backward_overwrites_as_pytorch_optimizer_does(clears):
+    tasks = TASKS[:2]
+    network, twin = Network(tasks=tasks), Network(tasks=tasks)
+    for model in (network, twin):
+        model.unused = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    optimizer = PCGrad(sgd(network, momentum=0.9), scope="all", reduction="mean")
+    older = OlderPCGrad(sgd(twin, momentum=0.9), reduction="mean")
+    for step in range(4):
+        for model, stepper in ((network, optimizer), (twin, older)):
+            if clears:
+                stepper.zero_grad()
+            elif step == 1:
+                # Whatever was there before, of the trainer or of a block, is gone.
+                model.unused.sum().backward()
+            stepper.pc_backward([model.loss(task, step) for task in tasks])
             stepper.step()
-        for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
-            assert torch.equal(parameter, mirrored)
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-9, atol=1e-12)
+            torch.testing.assert_close(parameter, other, rtol=1e-9, atol=1e-12)
+        assert network.unused.grad is None
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+def test_pc_backward_replaces_what_blocks_kept_apart(optimize):
+    network, twin = Network(), Network()
+    optimizer, fresh = OPTIMIZERS[optimize](network), OPTIMIZERS[optimize](twin)
+    for step in range(3):
+        with optimizer.task(0):
+            (1e3 * network.loss("b", 77)).backward()
+        optimizer.pc_backward([network.loss(task, step) for task in TASKS])
+        fresh.zero_grad()
+        fresh.backward([twin.loss(task, step) for task in TASKS])
+        for stepper in (optimizer, fresh):
+            stepper.step()
+        for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("fails", ["in a loss", "in surgery"])
+def test_pc_backward_that_fails_leaves_every_gradient(fails):
+    network, twin = Network(), Network()
+    weights = []
+
+    def weighting(gram):
+        return torch.ones(len(gram) + (len(weights) == 1), dtype=gram.dtype)
+
+    optimizer, other = (MultiTaskOptimizer(sgd(each), weighting) for each in (network, twin))
+    for model, stepper in ((network, optimizer), (twin, other)):
+        model.trunk[0].weight.square().sum().backward()
+        with stepper.task(0):
+            model.loss("a", 3).backward()
+    weights.append(None)
+    losses = [network.loss(task, 4) for task in TASKS]
+    if fails == "in a loss":
+        losses[2] = losses[2].detach()
+    with pytest.raises(ValueError, match=r"losses|weighting"):
+        optimizer.pc_backward(losses)
+    weights.append(None)
+    for model, stepper in ((network, optimizer), (twin, other)):
+        assert stepper.tasks == (0,)
+        stepper.backward({1: model.loss("b", 5)})
+        stepper.step()
+    for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
+        assert torch.equal(parameter, mirrored)
 
 
 def test_a_second_backward_adds_to_the_first():
@@ -662,6 +1011,412 @@ def test_a_generator_keeps_one_graph_alive_at_a_time(optimize):
     assert kept.requires_grad
 
 
+# Losses that were one tensor, and parameters that are declared shared
+
+
+def assigned(losses):
+    """As LibMTL gathers its losses."""
+    gathered = losses[0].new_zeros(len(losses))
+    for place, loss in enumerate(losses):
+        gathered[place] = loss
+    return gathered
+
+
+WEIGHTS = torch.tensor([1.0, 2.0, 0.5], dtype=torch.float64)
+STACKED = {  # the losses to give, and the same ones computed apart
+    "tensor": (torch.stack, list),
+    "unbind": (lambda losses: torch.stack(losses).unbind(), list),
+    "list": (lambda losses: list(torch.stack(losses)), list),
+    "index": (lambda losses: [torch.stack(losses)[i] for i in range(3)], list),
+    "index tensor": (lambda losses: torch.stack(losses)[torch.arange(3)], list),
+    "slices": (lambda losses: [torch.stack(losses)[i : i + 1] for i in range(3)], list),
+    "split": (lambda losses: torch.stack(losses).split(1), list),
+    "flip": (lambda losses: torch.stack(losses).flip(0), lambda losses: losses[::-1]),
+    "reshape": (lambda losses: torch.stack(losses).view(1, 3).T.squeeze(1), list),
+    "cat": (lambda losses: torch.cat([loss.view(1) for loss in losses]), list),
+    "hstack": (lambda losses: torch.hstack(losses).unbind(), list),
+    "nested": (
+        lambda losses: torch.stack([*torch.stack(losses[:2]).unbind(), losses[2]]).unbind(),
+        list,
+    ),
+    "assigned": (lambda losses: assigned(losses).unbind(), list),
+    "weighted": (
+        lambda losses: (WEIGHTS * torch.stack(losses)).unbind(),
+        lambda losses: [weight * loss for weight, loss in zip(WEIGHTS, losses, strict=True)],
+    ),
+    "logarithm": (
+        lambda losses: (torch.stack(losses) + 1).log().square() / 2,
+        lambda losses: [(loss + 1).log().square() / 2 for loss in losses],
+    ),
+    "mixed": (
+        lambda losses: (lambda s: [s[0] + s[1], 2 * s[1], s[2]])(torch.stack(losses)),
+        lambda losses: [losses[0] + losses[1], 2 * losses[1], losses[2]],
+    ),
+}
+
+
+def assert_equal_grads(network, twin, tolerance=1e-12):
+    for parameter, other in zip(network.parameters(), twin.parameters(), strict=True):
+        assert (parameter.grad is None) == (other.grad is None)
+        if other.grad is not None:
+            torch.testing.assert_close(parameter.grad, other.grad, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("optimize", OPTIMIZERS)
+@pytest.mark.parametrize("form", STACKED)
+def test_stacked_losses_are_the_losses_apart(optimize, form):
+    network, twin = Network(), Network()
+    optimizer, other = OPTIMIZERS[optimize](network), OPTIMIZERS[optimize](twin)
+    together, apart = STACKED[form]
+    for step in range(3):
+        for model, stepper, arrange in ((network, optimizer, together), (twin, other, apart)):
+            # One forward for all tasks: a trunk's graph is shared as well.
+            hidden = model.trunk(model.inputs("b", step))
+            losses = [
+                (model.heads[task](hidden) - target).square().mean()
+                for task, target in zip(TASKS, (3, -2, 0.5), strict=True)
+            ]
+            stepper.zero_grad()
+            stepper.backward(arrange(losses))
+        assert_equal_grads(network, twin)
+        optimizer.step()
+        other.step()
+
+
+@pytest.mark.parametrize("retain_graph", [None, True])
+@pytest.mark.parametrize("form", ["unbind", "weighted"])
+def test_stacked_losses_free_their_graph_as_those_apart_do(form, retain_graph):
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    together, apart = STACKED[form]
+    given = together([network.loss(task, 0) for task in TASKS])
+    optimizer.backward(given, retain_graph=retain_graph)
+    if retain_graph is None:
+        with pytest.raises(RuntimeError, match="backward through the graph a second time"):
+            optimizer.backward(given)
+    else:
+        optimizer.zero_grad()
+        optimizer.backward(given)
+        other.backward(apart([twin.loss(task, 0) for task in TASKS]))
+        assert_equal_grads(network, twin)
+
+
+CONCATENATED = {  # losses of outputs [B, T] that were put together from heads [B, 1]
+    "columns": lambda outputs, targets: [
+        (outputs[:, place] - targets[place]).square().mean() for place in range(3)
+    ],
+    "mean of each column": lambda outputs, targets: (outputs - targets).square().mean(0),
+    "torch's loss": lambda outputs, targets: nn.functional.mse_loss(
+        outputs, targets.expand_as(outputs), reduction="none"
+    ).mean(0),
+}
+
+
+@pytest.mark.parametrize("form", CONCATENATED)
+@pytest.mark.parametrize("join", [lambda o: torch.cat(o, 1), lambda o: torch.stack(o, 1)[..., 0]])
+def test_columns_of_concatenated_heads_are_the_heads_apart(form, join):
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    targets = torch.tensor([3.0, -2.0, 0.5], dtype=torch.float64)
+    outputs = [network.heads[task](network.trunk(network.inputs("a", 0))) for task in TASKS]
+    optimizer.backward(CONCATENATED[form](join(outputs), targets))
+    hidden = twin.trunk(twin.inputs("a", 0))
+    other.backward(
+        [
+            (twin.heads[task](hidden) - target).square().mean()
+            for task, target in zip(TASKS, targets, strict=True)
+        ]
+    )
+    assert other.diagnostics.conflicts.any()
+    assert_equal_grads(network, twin)
+
+
+def test_stacked_losses_with_a_penalty_on_the_trunk_count_it_once():
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    stacked = torch.stack([network.loss(task, 0) for task in TASKS])
+    optimizer.backward([loss + network.trunk[0].weight.square().sum() for loss in stacked])
+    other.backward([twin.loss(t, 0) + twin.trunk[0].weight.square().sum() for t in TASKS])
+    assert_equal_grads(network, twin)
+
+
+def test_learned_weights_of_stacked_losses_are_shared_and_the_heads_are_not():
+    # Kendall et al. 2018: every task reaches the vector of log variances, with zeros elsewhere.
+    network = Network()
+    network.log_variances = nn.Parameter(torch.tensor([0.1, -0.2, 0.3], dtype=torch.float64))
+    optimizer = PCGrad(sgd(network))
+    stacked = torch.stack([network.loss(task, 0) for task in TASKS])
+    rows = torch.exp(-network.log_variances.detach())[:, None] * torch.from_numpy(
+        task_gradients(network, 0)
+    )
+    of_variances = torch.diag(1 - torch.exp(-network.log_variances) * stacked).detach()
+    update, _ = oracle.pcgrad(torch.cat([rows, of_variances], 1).numpy(), projection_order(3, 0, 0))
+    plain = plain_gradients(network, 0)
+    s = network.log_variances
+    optimizer.backward((torch.exp(-s) * stacked + s).unbind())
+    assert_close(written([*network.shared(), s]), update, 1e-12)
+    for place, task in enumerate(TASKS):
+        for parameter in network.heads[task].parameters():
+            expected = plain[parameter] * torch.exp(-s[place]).detach()
+            torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_one_layer_for_all_tasks_stays_shared():
+    layer = nn.Linear(4, 3).double()
+    inputs = torch.randn(8, 4, dtype=torch.float64)
+    rows = []
+    for place in range(3):
+        grads = torch.autograd.grad(layer(inputs).square().mean(0)[place], layer.parameters())
+        rows.append(flat(grads))
+    update, _ = oracle.pcgrad(np.stack(rows), projection_order(3, 0, 0))
+    optimizer = PCGrad(torch.optim.SGD(layer.parameters(), lr=0.1))
+    optimizer.backward(layer(inputs).square().mean(0))
+    assert_close(written(layer.parameters()), update, 1e-12)
+
+
+@pytest.mark.parametrize(
+    "collect",
+    [
+        lambda losses: losses.values(),
+        lambda losses: losses.items(),
+        lambda losses: deque(losses.values()),
+        lambda losses: tuple(losses.values()),
+    ],
+    ids=["values", "items", "deque", "tuple"],
+)
+def test_any_collection_in_order_is_a_list_of_losses(collect):
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network), tasks=TASKS), PCGrad(sgd(twin), tasks=TASKS)
+    optimizer.backward(collect({task: network.loss(task, 0) for task in TASKS}))
+    other.backward([twin.loss(task, 0) for task in TASKS])
+    assert_equal_grads(network, twin, 0)
+
+
+REFUSED_LOSSES = {
+    "separate": (lambda o, a, b: o.backward(a, b), r"\[loss_a, loss_b\]"),
+    "three separate": (lambda o, a, b: o.backward(a, b, a), r"\[loss_a, loss_b\]"),
+    "separate to pc_backward": (lambda o, a, b: o.pc_backward(a, b), r"\[loss_a, loss_b\]"),
+    "sum": (lambda o, a, b: o.backward(a + b), "before they were summed"),
+    "stack in a list": (lambda o, a, b: o.backward([torch.stack([a, b])]), "before torch.stack"),
+    "sum of a stack": (
+        lambda o, a, b: o.backward([torch.stack([a, b]).sum()]),
+        "before torch.stack",
+    ),
+    "matrix": (lambda o, a, b: o.backward(torch.stack([a, b])[None]), "before they were"),
+    "set": (lambda o, a, b: o.backward({a, b}), "in the order of the tasks"),
+    "number": (lambda o, a, b: o.backward(3.0), "in a list"),
+    "constant": (
+        lambda o, a, b: o.backward({"a": a, "b": torch.zeros(())}),
+        "mapping without the task",
+    ),
+    "constant of a stack": (
+        lambda o, a, b: o.backward(torch.stack([a, torch.zeros_like(a).detach()])),
+        "mapping without the task",
+    ),
+}
+
+
+@pytest.mark.parametrize("call", REFUSED_LOSSES)
+def test_losses_that_are_not_one_for_each_task_are_refused_with_the_way_to_give_them(call):
+    parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1))
+    give, remedy = REFUSED_LOSSES[call]
+    with pytest.raises((TypeError, ValueError), match=remedy) as refusal:
+        give(optimizer, parameter.sum(), -parameter.square().sum())
+    assert "\n" not in str(refusal.value)
+    assert optimizer.tasks == ()
+    assert parameter.grad is None
+
+
+def test_a_mapping_may_hold_one_loss_that_is_a_sum_of_a_stack():
+    network, twin = Network(), Network()
+    optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
+    optimizer.backward({"a": torch.stack([network.loss("a", 0), network.loss("a", 1)]).sum()})
+    other.backward({"a": twin.loss("a", 0) + twin.loss("a", 1)})
+    assert_equal_grads(network, twin)
+
+
+def test_blocks_of_one_forward_are_told_to_use_backward():
+    network = Network()
+    optimizer = PCGrad(sgd(network))
+    hidden = network.trunk(network.inputs("a", 0))
+    with optimizer.task("a"):
+        network.heads["a"](hidden).mean().backward()
+    with (
+        pytest.raises(RuntimeError, match=r"task 'b'.*optimizer\.backward\(\[") as refusal,
+        optimizer.task("b"),
+    ):
+        network.heads["b"](hidden).mean().backward()
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.filterwarnings("ignore:Using backward.. with create_graph=True")
+def test_a_base_that_differentiates_gradients_is_told_that_it_cannot():
+    for closure in (False, True):
+        parameter = nn.Parameter(torch.tensor([0.5, 0.3]))
+        optimizer = PCGrad(load_optimizer("adahessian")([parameter], lr=0.01))
+
+        def evaluate(parameter=parameter, optimizer=optimizer):
+            for name, loss in (("a", parameter.pow(3).sum()), ("b", -parameter.sum())):
+                with optimizer.task(name):
+                    torch.autograd.backward(loss, create_graph=True)
+
+        if not closure:
+            evaluate()
+        with pytest.raises(ValueError, match=r"base: must be .* AdaHessian") as refusal:
+            optimizer.step(evaluate if closure else None)
+        assert "\n" not in str(refusal.value)
+
+
+def test_a_gradient_of_a_gradient_may_be_part_of_a_task():
+    parameter = nn.Parameter(torch.tensor([0.5, 0.3], dtype=torch.float64))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1), warn=False)
+    with optimizer.task("a"):
+        (grad,) = torch.autograd.grad(parameter.pow(3).sum(), parameter, create_graph=True)
+        (parameter.sum() + grad.square().sum()).backward()
+    optimizer.step()
+    assert_close(
+        written([parameter]), flat([1 + 36 * parameter.new_tensor([0.5, 0.3]) ** 3]), 1e-12
+    )
+
+
+def concatenated_blocks(network, optimizer, step):
+    """Blocks in which autograd sends zeros to the other tasks' heads."""
+    optimizer.zero_grad()
+    for place, task in enumerate(TASKS):
+        with optimizer.task(task):
+            hidden = network.trunk(network.inputs(task, step))
+            outputs = torch.cat([network.heads[each](hidden) for each in TASKS], 1)
+            (outputs[:, place] - place).square().mean().backward()
+
+
+def separate_blocks(network, optimizer, step):
+    """The same losses, each through its own head alone."""
+    optimizer.zero_grad()
+    for place, task in enumerate(TASKS):
+        with optimizer.task(task):
+            hidden = network.trunk(network.inputs(task, step))
+            (network.heads[task](hidden)[:, 0] - place).square().mean().backward()
+
+
+DECLARED = {
+    "module": lambda network: network.trunk,
+    "modules": lambda network: [network.trunk[0], network.trunk[2]],
+    "parameters": lambda network: network.trunk.parameters(),
+    "modules and a parameter": lambda network: (
+        network.trunk[0],
+        *network.trunk[2].parameters(),
+    ),
+}
+MONITORED = {
+    **OPTIMIZERS,
+    "mean": lambda network, **options: PCGrad(sgd(network), reduction="mean", **options),
+    "tensor": lambda network, **options: PCGrad(sgd(network), granularity="tensor", **options),
+    "monitor": lambda network, **options: LossSum(sgd(network), monitor=True, **options),
+}
+
+
+@pytest.mark.parametrize("optimize", MONITORED)
+@pytest.mark.parametrize("form", DECLARED)
+def test_declared_shared_parameters_leave_the_others_their_plain_gradient(optimize, form):
+    network, twin = Network(), Network()
+    optimizer = MONITORED[optimize](network, tasks=TASKS, shared=DECLARED[form](network))
+    other = MONITORED[optimize](twin, tasks=TASKS)
+    for step in range(4):
+        concatenated_blocks(network, optimizer, step)
+        separate_blocks(twin, other, step)
+        optimizer.surgery()
+        other.surgery()
+        for parameter, mirrored in zip(network.parameters(), twin.parameters(), strict=True):
+            torch.testing.assert_close(parameter.grad, mirrored.grad, rtol=1e-12, atol=1e-14)
+        optimizer.step()
+        other.step()
+        if other.diagnostics.num_surgeries:
+            torch.testing.assert_close(optimizer.diagnostics.cosines, other.diagnostics.cosines)
+
+
+def test_declared_shared_parameters_are_the_only_ones_with_rows():
+    network = Network()
+    optimizer = PCGrad(sgd(network), shared=network.trunk)
+    for step in range(3):
+        concatenated_blocks(network, optimizer, step)
+        optimizer.step()
+    num_numbers = sum(parameter.numel() for parameter in network.shared())
+    assert optimizer._step.buffer.num_bytes == 3 * 8 * num_numbers
+
+
+def test_a_task_that_reaches_no_declared_parameter_is_a_task_all_the_same():
+    network, twin = Network(), Network()
+    optimizer = PCGrad(sgd(network), reduction="mean", shared=network.trunk)
+    other = PCGrad(sgd(twin), reduction="mean")
+    for model, stepper in ((network, optimizer), (twin, other)):
+        for task in TASKS:
+            with stepper.task(task):
+                if task == "c":
+                    model.heads["c"](torch.ones(2, 6, dtype=torch.float64)).mean().backward()
+                else:
+                    model.loss(task, 0).backward()
+        stepper.surgery()
+    assert_equal_grads(network, twin)
+    for task in TASKS[:2]:  # nothing declared is reached by anybody
+        with optimizer.task(task):
+            network.heads[task](torch.ones(2, 6, dtype=torch.float64)).mean().backward()
+    optimizer.step()
+    assert optimizer.diagnostics.num_surgeries == 1
+
+
+@pytest.mark.parametrize(
+    "copied", [copy.deepcopy, lambda pair: pickle.loads(pickle.dumps(pair))], ids=["copy", "pickle"]
+)
+def test_a_copy_declares_its_own_parameters_shared(copied):
+    network = Network()
+    optimizer = PCGrad(sgd(network), shared=network.trunk)
+    concatenated_blocks(network, optimizer, 0)
+    optimizer.step()
+    clone, mirror = copied((optimizer, network))
+    for step in range(1, 4):
+        for model, stepper in ((network, optimizer), (mirror, clone)):
+            concatenated_blocks(model, stepper, step)
+            stepper.step()
+        assert_equal_grads(mirror, network, 0)
+    assert clone.shared == set(mirror.trunk.parameters())
+
+
+@pytest.mark.parametrize(
+    ("found", "kind", "rule"),
+    [
+        (lambda network: nn.Linear(1, 1), ValueError, "parameters of base"),
+        (lambda network: [], ValueError, "at least one"),
+        (lambda network: "trunk", TypeError, "parameters or modules, got str"),
+        (lambda network: 3, TypeError, "parameters or modules, got int"),
+        (lambda network: network.trunk.named_parameters(), TypeError, "got tuple"),
+    ],
+)
+def test_what_cannot_be_shared_is_refused(found, kind, rule):
+    network = Network()
+    with pytest.raises(kind, match=f"shared: .*{rule}"):
+        PCGrad(sgd(network), shared=found(network))
+    with pytest.raises(ValueError, match='shared: must be left out where scope="all"'):
+        PCGrad(sgd(network), shared=network.trunk, scope="all")
+
+
+def test_a_frozen_parameter_may_be_declared_before_it_is_added():
+    network, twin = Network(), Network()
+    for model in (network, twin):
+        model.trunk[0].requires_grad_(False)
+    optimizers = []
+    for model, options in ((network, {"shared": network.trunk}), (twin, {})):
+        trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        optimizers.append(PCGrad(torch.optim.SGD(trained, lr=0.1), **options))
+        model.trunk[0].requires_grad_(True)
+        optimizers[-1].add_param_group({"params": list(model.trunk[0].parameters())})
+    concatenated_blocks(network, optimizers[0], 0)
+    separate_blocks(twin, optimizers[1], 0)
+    for optimizer in optimizers:
+        optimizer.surgery()
+    assert_equal_grads(network, twin)
+
+
 # Which parameters are shared, and how they lie in memory
 
 LAYOUTS = {
@@ -702,6 +1457,7 @@ def test_any_set_of_shared_parameters_in_any_layout(reduction, scope, dtypes, se
         reduction=reduction,
         scope=scope,
         seed=seed,
+        warn=False,  # of steps with one task
     )
     ever = set()
     for step in range(25):
@@ -887,6 +1643,253 @@ def test_rows_of_another_type():
         assert gram.tolist() == [[2 * 272.0**2, 0.0], [0.0, 2 * 272.0**2]]
         assert parameter.grad.dtype == torch.bfloat16
         assert parameter.grad.tolist() == [544.0, 0.0]
+
+
+def by_hand(one, other):
+    """PCGrad's update of two tasks, flat and in float64, where no order matters."""
+    one, other = one.double().flatten(), other.double().flatten()
+    dot = one @ other
+    if dot >= 0:
+        return one + other
+    return one - dot / (other @ other) * other + other - dot / (one @ one) * one
+
+
+def two_losses(weight):
+    """Losses of two tasks in conflict, and PCGrad's gradient of them."""
+    target = torch.linspace(-1, 2, weight.numel()).view_as(weight).to(weight)
+    losses = [(weight - target).abs().square().sum(), -3 * (weight - 2 * target).real.sum()]
+    grads = [torch.autograd.grad(loss, weight, retain_graph=True)[0] for loss in losses]
+    return losses, by_hand(*[numbers_of(grad) for grad in grads])
+
+
+def numbers_of(grad):
+    return torch.view_as_real(grad.resolve_conj()) if grad.is_complex() else grad
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"granularity": "tensor"},
+        {"fused": False},
+        {"on_nonfinite": "skip_task"},
+        {"buffer_dtype": torch.float64},
+        {"buffer_dtype": torch.float32},
+        {"buffer_dtype": torch.bfloat16},
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("dtype", [torch.complex64, torch.complex128])
+@pytest.mark.parametrize("shape", [(), (1,), (5,), (3, 7), (0, 2), (1300,)], ids=str)
+def test_complex_parameters(shape, dtype, options):
+    generator = torch.Generator().manual_seed(0)
+    weight = nn.Parameter(torch.randn(shape, dtype=dtype, generator=generator).mT
+                          if len(shape) == 2 else
+                          torch.randn(shape, dtype=dtype, generator=generator))  # fmt: skip
+    odd = nn.Parameter(torch.ones(3, dtype=torch.float64))
+    optimizer = PCGrad(torch.optim.SGD([odd, weight], lr=0.01), **options)
+    row_dtype = options.get("buffer_dtype", dtype.to_real())
+    tolerance = {torch.float64: 1e-12, torch.float32: 1e-5, torch.bfloat16: 2e-2}[
+        min(row_dtype, dtype.to_real(), key=lambda d: torch.finfo(d).bits)
+    ]
+    for step in range(4):
+        losses, expected = two_losses(weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        assert weight.grad.dtype == dtype
+        assert weight.grad.stride() == weight.stride()
+        error = numbers_of(weight.grad).double().flatten() - expected
+        assert error.norm() <= tolerance * expected.norm(), step
+        odd.square().sum().backward()  # shares no surgery
+        optimizer.step()
+
+
+def test_conjugates_and_negatives_that_are_not_carried_out():
+    weight = nn.Parameter(torch.tensor([1 + 2j, 3 - 1j]))
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.1))
+    conjugate = torch.tensor([1 + 1j, 2 - 3j]).conj()
+    negative = torch._neg_view(torch.tensor([1 + 1j, 0j]))
+    expected = by_hand(*[numbers_of(grad.resolve_neg()) for grad in (conjugate, negative)])
+    for _ in range(3):
+        optimizer.zero_grad()
+        for task, grad in (("a", conjugate), ("b", negative)):
+            with optimizer.task(task):
+                weight.grad = grad
+        optimizer.surgery()
+        torch.testing.assert_close(numbers_of(weight.grad).double().flatten(), expected)
+
+
+@pytest.mark.parametrize("num_steps", [1, 3])
+def test_a_saved_gradient_is_as_large_as_its_parameter(num_steps):
+    weight = nn.Parameter(torch.randn(10_000))
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.0))
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        optimizer.backward([(weight * scale).sum() for scale in torch.randn(5, 10_000)])
+    found, expected = io.BytesIO(), io.BytesIO()
+    torch.save(weight.grad, found)
+    torch.save(weight.grad.clone(), expected)
+    assert found.tell() == expected.tell()
+
+
+class Optimistic(torch.optim.Optimizer):
+    """Twice the gradient less the last one, which it keeps without a copy."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, {"lr": lr})
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                last = self.state[parameter].get("last", parameter.grad)
+                parameter.sub_(2 * parameter.grad - last, alpha=group["lr"])
+                self.state[parameter]["last"] = parameter.grad
+
+
+def test_a_base_that_keeps_the_gradient_finds_it_as_it_was():
+    weight = nn.Parameter(torch.tensor([0.5, 0.3, -0.2], dtype=torch.float64))
+    alone = nn.Parameter(weight.detach().clone())
+    optimizer, bare = PCGrad(Optimistic([weight], 0.1)), Optimistic([alone], 0.1)
+    for _ in range(6):
+        optimizer.zero_grad()
+        optimizer.backward(two_losses(weight)[0])
+        optimizer.step()
+        alone.grad = two_losses(alone)[1]
+        bare.step()
+        torch.testing.assert_close(weight.detach(), alone.detach())
+
+
+@pytest.mark.parametrize(
+    ("begin", "end"),
+    [(torch.bfloat16, torch.float32), (torch.float32, torch.float64)],
+    ids=str,
+)
+@pytest.mark.parametrize("with_grad", [True, False], ids=["with .grad", "without"])
+def test_rows_follow_the_type_of_their_parameter(begin, end, with_grad):
+    module = nn.Linear(7, 3, bias=False).to(begin)
+    optimizer = PCGrad(torch.optim.SGD(module.parameters(), lr=0.01))
+    for step in range(6):
+        losses, expected = two_losses(module.weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        if step >= 3:
+            assert module.weight.grad.dtype == end
+            error = module.weight.grad.double().flatten() - expected
+            assert error.norm() <= 4 * torch.finfo(end).eps * expected.norm()
+        optimizer.step()
+        if step == 2:
+            if not with_grad:
+                optimizer.zero_grad()
+            module.to(end)
+
+
+@pytest.mark.parametrize("shape", [(3, 4), (3, 9), (7, 3), (1, 1), (0, 7)], ids=str)
+def test_rows_follow_the_shape_of_their_parameter(shape):
+    weight = nn.Parameter(torch.randn(3, 7, dtype=torch.float64))
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.01))
+    for step in range(6):
+        losses, expected = two_losses(weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        torch.testing.assert_close(weight.grad.flatten(), expected)
+        optimizer.step()
+        del losses  # whose graph remembers the shape
+        if step == 2:
+            optimizer.zero_grad()
+            weight.data = torch.randn(shape, dtype=torch.float64)
+    assert optimizer._step.buffer.num_bytes == 2 * weight.numel() * 8
+
+
+def test_rows_follow_the_memory_order_of_their_parameter():
+    module = nn.Conv2d(3, 4, 3, bias=False).double()
+    optimizer = PCGrad(torch.optim.SGD(module.parameters(), lr=0.01))
+    for step in range(6):
+        losses, expected = two_losses(module.weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        torch.testing.assert_close(module.weight.grad.flatten(), expected)
+        assert module.weight.grad.stride() == module.weight.stride()
+        optimizer.step()
+        if step == 2:
+            module.to(memory_format=torch.channels_last)
+
+
+def begun(num_steps):
+    """A module in a step of which one task has been back-propagated."""
+    module = nn.Linear(4, 3, bias=False)
+    optimizer = PCGrad(torch.optim.SGD(module.parameters(), lr=0.01))
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        optimizer.backward(two_losses(module.weight)[0])
+        optimizer.step()
+    optimizer.zero_grad()
+    losses, expected = two_losses(module.weight)
+    with optimizer.task(0):
+        losses[0].backward(retain_graph=True)
+    return module, optimizer, losses, expected
+
+
+@pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_a_conversion_between_the_blocks_and_the_step(num_steps):
+    module, optimizer, losses, expected = begun(num_steps)
+    with optimizer.task(1):
+        losses[1].backward()
+    module.double()
+    optimizer.surgery()
+    assert module.weight.grad.dtype == torch.float64
+    torch.testing.assert_close(module.weight.grad.flatten(), expected, rtol=1e-5, atol=1e-5)
+    optimizer.step()
+
+
+@pytest.mark.parametrize("num_steps", [0, 3])
+def test_another_shape_between_the_blocks_and_the_step_is_refused(num_steps):
+    module, optimizer, _, _ = begun(num_steps)
+    module.weight.data = torch.ones(3, 1)
+    with pytest.raises(ValueError, match=r"parameter: must keep its shape .* \(3, 1\)"):
+        optimizer.surgery()
+    optimizer.zero_grad()
+    losses, expected = two_losses(module.weight)
+    optimizer.backward(losses)
+    torch.testing.assert_close(module.weight.grad.double().flatten(), expected)
+
+
+@pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
+def test_another_type_between_the_blocks_is_refused():
+    module, optimizer, _, _ = begun(3)
+    module.double()
+    with pytest.raises(ValueError, match=r"gradients: must keep their type"):  # noqa: SIM117
+        with optimizer.task(1):
+            two_losses(module.weight)[0][1].backward()
+    optimizer.zero_grad()
+    losses, expected = two_losses(module.weight)
+    optimizer.backward(losses)
+    torch.testing.assert_close(module.weight.grad.flatten(), expected)
+
+
+@pytest.mark.skipif(not hasattr(torch.Tensor, "grad_dtype"), reason="gradients have one type")
+def test_gradients_of_another_type_than_their_parameter():
+    weight = nn.Parameter(torch.randn(64))
+    weight.grad_dtype = torch.bfloat16
+    optimizer = PCGrad(torch.optim.SGD([weight], lr=0.01))
+    for step in range(3):
+        losses, expected = two_losses(weight)
+        optimizer.zero_grad()
+        optimizer.backward(losses)
+        assert weight.grad.dtype == torch.bfloat16
+        torch.testing.assert_close(weight.grad.double(), expected, rtol=2e-2, atol=2e-2)
+        assert optimizer._step.buffer.num_bytes == (2 * 64 * 2 if step else 0)
+
+
+def test_gradients_in_one_memory_are_told_apart():
+    one, other = nn.Parameter(torch.ones(4)), nn.Parameter(torch.ones(2, 2))
+    optimizer = WeightedSum(torch.optim.SGD([one, other], lr=0.1), {"a": 3.0})
+    common = torch.tensor([1.0, 2.0, 3.0, 4.0])
+    with optimizer.task("a"):
+        one.grad, other.grad = common, common.view(2, 2)
+    assert one.grad.tolist() == other.grad.flatten().tolist() == [3.0, 6.0, 9.0, 12.0]
+    assert common.tolist() == [1.0, 2.0, 3.0, 4.0]
 
 
 def test_gradients_carry_no_graph():

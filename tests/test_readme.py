@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,11 +15,11 @@ from torch import Tensor, nn
 
 import gradsurgery
 from benchmarks.multitask_bert.__main__ import main
-from benchmarks.multitask_bert.systems import all_recipes
+from benchmarks.multitask_bert.recipes.catalog import all_recipes
 from gradsurgery import PCGrad
 from tests.oracle import every_update
+from tests.paths import ROOT
 
-ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PAGES = {"README.md": README, "CONTRIBUTING.md": CONTRIBUTING}
@@ -65,6 +66,15 @@ def diff(sign: str) -> str:
     return "\n".join(line[1:] for line in lines)
 
 
+CLIPPING = "    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)\n"
+
+
+def unclipped(source: str) -> str:
+    """A loop without its clipping."""
+    assert source.count(CLIPPING) == 1
+    return source.replace(CLIPPING, "")
+
+
 def run_loop(source: str, num_steps: int = 4) -> tuple[Model, torch.optim.Optimizer]:
     space: dict[str, Any] = {"torch": torch, "model": Model(), "loader": make_batches(num_steps)}
     exec(compile(source, "README.md", "exec"), space)
@@ -86,6 +96,7 @@ def test_the_loop_before_the_change():
         adamw.zero_grad()
         for name, batch in batches.items():
             by_hand.loss(name, batch).backward()
+        torch.nn.utils.clip_grad_norm_(by_hand.parameters(), 1.0)
         adamw.step()
     assert_equal(model, by_hand)
 
@@ -99,12 +110,14 @@ def test_the_loop_after_the_change():
     assert optimizer.diagnostics.num_surgeries == len(make_batches())
     plain, _ = run_loop(diff("-"))
     assert not torch.equal(model.shared, plain.shared)
+    norms = [parameter.grad.norm() for parameter in model.parameters()]
+    assert torch.stack(norms).norm().item() == pytest.approx(1.0, rel=1e-4)  # it does clip
 
 
 def test_the_loop_after_the_change_is_algorithm_1():
     """The gradient of its first step is one that the oracle can reach, and not the plain sum."""
-    model, _ = run_loop(diff("+"), num_steps=1)
-    plain, _ = run_loop(diff("-"), num_steps=1)
+    model, _ = run_loop(unclipped(diff("+")), num_steps=1)
+    plain, _ = run_loop(unclipped(diff("-")), num_steps=1)
     by_hand, (batches,) = Model(), make_batches(1)
     grads = [
         torch.autograd.grad(by_hand.loss(name, batch), by_hand.shared)[0].numpy()
@@ -123,6 +136,7 @@ def test_the_change_is_the_one_that_a_reader_makes():
         "for batches in loader:",
         "optimizer.zero_grad()",
         "for name, batch in batches.items():",
+        CLIPPING.strip(),
         "optimizer.step()",
     ]
     assert after[0] == "from gradsurgery import PCGrad"
@@ -143,7 +157,7 @@ def test_the_short_form():
         space |= {f"loss_{name}": model.loss(name, batches[name]) for name in names}
         for call in calls:
             exec(compile(call, "README.md", "exec"), space)
-    by_blocks, _ = run_loop(diff("+"))
+    by_blocks, _ = run_loop(unclipped(diff("+")))
     assert_equal(model, by_blocks)
 
 
@@ -156,7 +170,7 @@ def test_options_that_it_names():
         assert isinstance(eval(call, {"PCGrad": PCGrad, "base": base}), PCGrad)
     wrappers = (PCGrad.__init__, gradsurgery.LossSum.__init__)
     for option in re.findall(r"`([a-z_]+)=[^`(=]+`", README):
-        assert any(option in each.__code__.co_varnames for each in wrappers), option
+        assert any(option in inspect.signature(each).parameters for each in wrappers), option
 
 
 def test_the_names_that_it_promises_are_there():

@@ -1,12 +1,15 @@
 """Task samplers against hand-computed probabilities, exact sequences and their uninterrupted runs;
 the multi-task loader against the batches its loaders yield when read alone."""
 
+import enum
+import io
 import json
 import math
 import random
 from collections import Counter
 from itertools import islice
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -19,6 +22,7 @@ from gradsurgery import (
     Proportional,
     RoundRobin,
     Sequential,
+    Shuffled,
     Temperature,
 )
 
@@ -48,8 +52,11 @@ ALL = {
     **RANDOM,
     "round-robin": lambda sizes, seed=0, **kwargs: RoundRobin(sizes, **kwargs),
     "sequential": lambda sizes, seed=0, num_steps=None: Sequential(sizes),
+    "shuffled": lambda sizes, seed=0, num_steps=None: Shuffled(sizes, seed=seed),
 }
+SEEDED = {name: build for name, build in ALL.items() if name in (*RANDOM, "shuffled")}
 every_random_sampler = pytest.mark.parametrize("build", RANDOM.values(), ids=RANDOM.keys())
+every_seeded_sampler = pytest.mark.parametrize("build", SEEDED.values(), ids=SEEDED.keys())
 every_sampler = pytest.mark.parametrize("build", ALL.values(), ids=ALL.keys())
 
 
@@ -162,15 +169,32 @@ def test_sequential_finishes_each_task_in_mapping_order():
 def test_length_is_the_number_of_draws(build):
     sampler = build(SMALL)
     assert len(sampler) == len(list(sampler)) == sum(SMALL.values())
-    if not isinstance(sampler, Sequential):
+    if not isinstance(sampler, Sequential | Shuffled):
         assert len(build(SMALL, num_steps=31)) == len(list(build(SMALL, num_steps=31))) == 31
 
 
-@every_random_sampler
+def test_shuffled_draws_every_batch_exactly_once_an_epoch():
+    for seed in range(20):
+        sampler = Shuffled(SMALL, seed=seed)
+        for epoch in range(5):
+            sampler.set_epoch(epoch)
+            assert Counter(sampler) == SMALL
+
+
+def test_shuffled_orders_are_equally_likely():
+    counts = Counter()
+    for seed in range(6000):
+        counts["".join(Shuffled({"a": 2, "b": 1, "c": 1}, seed=seed))] += 1
+    assert len(counts) == 12  # 4! / 2!, each expected 500 times
+    # Pearson's statistic, with 11 degrees of freedom: P(X > 50) is below 1e-6.
+    assert sum((n - 500) ** 2 / 500 for n in counts.values()) < 50
+
+
+@every_seeded_sampler
 def test_seed_and_epoch_each_change_the_draws(build):
     draws = set()
     for seed in range(4):
-        sampler = build({"a": 1, "b": 1, "c": 1, "d": 1}, num_steps=64, seed=seed)
+        sampler = build({"a": 16, "b": 16, "c": 16, "d": 16}, num_steps=64, seed=seed)
         for epoch in range(4):
             sampler.set_epoch(epoch)
             draws.add(tuple(sampler))
@@ -205,7 +229,7 @@ def test_global_random_state_is_neither_used_nor_changed(build):
     assert random.getstate() == states[1]
 
 
-@every_random_sampler
+@every_seeded_sampler
 def test_draws_do_not_follow_default_device_or_dtype(build):
     # Many draws: probabilities rounded to bfloat16 move only about one in a thousand.
     expected = list(build(SIZES))
@@ -255,6 +279,34 @@ def test_resumes_at_every_position(build, sizes, seed, num_steps, epoch):
 def test_state_is_plain_json(build):
     state = build(SMALL).state_dict()
     assert through_json(state) == state
+
+
+class Name(str, enum.Enum):
+    A = "a"
+    B = "b"
+
+
+@pytest.mark.parametrize("names", [np.array(["a", "b"]), list(Name)], ids=["numpy", "enum"])
+@every_sampler
+def test_state_is_readable_whatever_made_names_and_numbers(build, names):
+    sizes = dict(zip(names, np.array([3, 2]), strict=True))
+    sampler = build(sizes, seed=np.int64(5), num_steps=np.int32(5))
+    loader = MultiTaskLoader({name: [1, 2, 3] for name in names}, sampler)
+    loader.set_epoch(np.int64(1))
+    whole = list(loader)
+    assert [type(task) for task, _ in whole] == [str] * 5
+    loader.load_state_dict(MultiTaskLoader({n: [1, 2, 3] for n in names}, sampler).state_dict())
+    loader.sampler.load_state_dict(build(sizes, seed=5, num_steps=5).state_dict())
+    loader.set_epoch(1)
+    head = list(islice(loader, 2))
+    file = io.BytesIO()
+    torch.save(loader.state_dict(), file)
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    assert state == through_json(state)
+    again = MultiTaskLoader({n: [1, 2, 3] for n in "ab"}, build({"a": 3, "b": 2}, seed=5))
+    again.load_state_dict(state)
+    assert head + list(again) == whole
 
 
 def test_another_epoch_starts_from_its_beginning():
@@ -365,6 +417,7 @@ def test_sizes_are_checked(build, sizes, error, message):
         (lambda: Proportional(SMALL, num_steps=0), ValueError, "num_steps must be an int >= 1"),
         (lambda: Proportional(SMALL, num_steps=2.5), TypeError, "num_steps must be an int >= 1"),
         (lambda: Proportional(SMALL, seed="0"), TypeError, "seed must be an int, found '0'"),
+        (lambda: Shuffled(SMALL, seed=1.5), TypeError, "seed must be an int, found 1.5"),
         (lambda: Annealed(SMALL, 0), ValueError, "num_epochs must be an int >= 1, found 0"),
         (lambda: Annealed(SMALL, 9.5), TypeError, "num_epochs must be an int >= 1"),
         (lambda: Temperature(SMALL, math.nan), ValueError, "alpha must be a finite float"),

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
-from benchmarks.multitask_bert.arguments import (
+from benchmarks.multitask_bert.cli.arguments import (
     FAILED,
     INTERRUPTED,
     REFUSED,
@@ -17,7 +17,7 @@ from benchmarks.multitask_bert.arguments import (
     num_processes,
     one_line,
 )
-from benchmarks.multitask_bert.arguments import FIRST_SEED as FIRST_SEED
+from benchmarks.multitask_bert.cli.arguments import FIRST_SEED as FIRST_SEED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -47,7 +47,7 @@ def _answer(given: list[str]) -> int:
 def _answer_together(given: list[str]) -> int:
     """The same in one of several processes. All end together, because torchrun ends the others as
     soon as one has failed, and the first has to say why."""
-    from benchmarks.multitask_bert.processes import CrashError, LostError, joined
+    from benchmarks.multitask_bert.training.processes import CrashError, LostError, joined
 
     with joined() as processes:
         try:
@@ -71,7 +71,7 @@ def _complain(error: Exception) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from benchmarks.multitask_bert.systems import all_recipes
+    from benchmarks.multitask_bert.recipes.catalog import all_recipes
 
     recipes = all_recipes()
     width = max(map(len, recipes))
@@ -83,31 +83,33 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
-    from benchmarks.multitask_bert.report import report
+    from benchmarks.multitask_bert.report.build import report
 
     print(report(options.directories, options.out))
     return 0
 
 
 def _analyze(options: argparse.Namespace) -> int:
-    from benchmarks.multitask_bert.analysis import analyze_all
+    from benchmarks.multitask_bert.errors.analysis import analyze_all
 
     print(analyze_all(options.runs, options.data, options.out))
     return 0
 
 
 def _predict(options: argparse.Namespace) -> int:
-    from benchmarks.multitask_bert.predictions import write_predictions
+    from benchmarks.multitask_bert.training.predictions import write_predictions
 
-    splits = (options.split,) if options.split else ("dev", "test")
     out = options.out or options.run / "predictions"
-    for path in write_predictions(options.run, options.data, out, splits):
+    written, lacking = write_predictions(options.run, options.data, out, options.split)
+    for path in written:
         print(path)
+    for path in lacking:
+        print(f"left out: {path} is not there; --split dev asks for no test file", file=sys.stderr)
     return 0
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from benchmarks.multitask_bert.fetch import describe, fetch
+    from benchmarks.multitask_bert.data.fetch import describe, fetch
 
     for path in fetch(options.directory):
         print(describe(path))
@@ -115,7 +117,7 @@ def _fetch(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace, given: list[str]) -> int:
-    from benchmarks.multitask_bert.launch import launch
+    from benchmarks.multitask_bert.cli.launch import launch
 
     return launch(options, given)
 

@@ -29,7 +29,7 @@ class Task:
 
     @property
     def is_pair(self) -> bool:
-        """Whether an example is two sentences."""
+        """Tells whether an example is two sentences."""
         return len(self.text_columns) == 2
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.multitask_bert.markdown import table as draw_table
+from benchmarks.multitask_bert.page.markdown import table as draw_table
 from benchmarks.speed import adamw, capture, kernels, table, trainer
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Settings

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import AdamW
 
-from benchmarks.multitask_bert.markdown import table
+from benchmarks.multitask_bert.page.markdown import table
 from benchmarks.speed.answers import WrongAnswerError
 from benchmarks.speed.measure import Action, interleaved
 from benchmarks.speed.memory import peak_bytes

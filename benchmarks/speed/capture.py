@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from benchmarks.multitask_bert.markdown import table
+from benchmarks.multitask_bert.page.markdown import table
 from benchmarks.speed.answers import TOLERANCE, WrongAnswerError, task_rows
 from benchmarks.speed.measure import Action, interleaved
 from benchmarks.speed.memory import peak_bytes

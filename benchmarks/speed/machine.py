@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.multitask_bert.record import environment
+from benchmarks.multitask_bert.training.environment import environment
 from benchmarks.speed.measure import Action, Timings
 
 _READ = "read: "

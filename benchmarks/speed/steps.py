@@ -7,7 +7,7 @@ from functools import partial
 
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.multitask_bert.encoder import EncoderConfig
+from benchmarks.multitask_bert.model.encoder import EncoderConfig
 from benchmarks.speed.answers import checked
 from benchmarks.speed.measure import Action, Timings, interleaved
 from benchmarks.speed.memory import peak_bytes

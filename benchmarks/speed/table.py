@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.multitask_bert.markdown import bullets, table
+from benchmarks.multitask_bert.page.markdown import bullets, table
 from benchmarks.speed import compiled, cuda, steps, surgery, trainer
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Experiment, Finding, Row, Settings, not_measured

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from benchmarks.multitask_bert.batches import BatchLoader, evaluation_batches
-from benchmarks.multitask_bert.corpora import load_corpus
-from benchmarks.multitask_bert.data import Example, Split
-from benchmarks.multitask_bert.encoders import make_encoder
-from benchmarks.multitask_bert.evaluate import evaluate, predictions_of
-from benchmarks.multitask_bert.losses import LOSSES
-from benchmarks.multitask_bert.model import MultiTaskModel
-from benchmarks.multitask_bert.overrides import override
-from benchmarks.multitask_bert.recipe import Recipe
-from benchmarks.multitask_bert.systems import find
+from benchmarks.multitask_bert.batches.loader import BatchLoader, evaluation_batches
+from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.data.corpus import load_corpus
+from benchmarks.multitask_bert.data.files import Example, Split
+from benchmarks.multitask_bert.model.encoders import make_encoder
+from benchmarks.multitask_bert.model.losses import LOSSES
+from benchmarks.multitask_bert.model.multitask import MultiTaskModel
+from benchmarks.multitask_bert.recipes.catalog import find
+from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.recipe import Recipe
 from benchmarks.multitask_bert.tasks import TASKS
-from benchmarks.multitask_bert.tokenized import TokenizedSplit
+from benchmarks.multitask_bert.training.evaluate import evaluate, predictions_of
 from benchmarks.speed.answers import TOLERANCE, WrongAnswerError
 from benchmarks.speed.measure import Action, Timings, interleaved
 from benchmarks.speed.targets import Finding, Row, Settings, Target, not_measured

@@ -11,7 +11,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
 
 _encoder = partial(EncoderConfig, hidden_dropout=0.0, attention_dropout=0.0)
 MINILM = _encoder(30522, 384, 6, 12, 1536)  # 22.7 M parameters

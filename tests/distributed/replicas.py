@@ -7,6 +7,9 @@ from unittest import mock
 
 import torch
 import torch.distributed as dist
+from pytorch_optimizer import SAM
+from torch import nn
+from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
 from gradsurgery import PCGrad, buckets
@@ -33,12 +36,27 @@ from tests.distributed.training import (
 )
 
 
-def compare_group(wrapper, plan=uneven, num_steps=4, **options):
+class ComplexModel(Model):
+    """Has complex numbers in the scale that two of the tasks share, and in an odd place."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.linspace(-1, 2, 5) * (1 - 0.5j))
+
+    def forward(self, task, batch):
+        inputs, targets, weight = batch
+        features = self.trunk(inputs)
+        scaled = torch.complex(features, features.flip(-1)) * self.scale
+        return (self.heads[task](scaled.real - scaled.imag) - targets).square().mean() * weight
+
+
+def compare_group(wrapper, plan=uneven, num_steps=4, build=Model, **options):
     me, num = dist.get_rank(), dist.get_world_size()
-    model = Model()
+    model = build()
     optimizer = wrapper(base=sgd(model), process_group=dist.group.WORLD)
     watched(optimizer, model)
-    joined = Joined(wrapper, plan)
+    joined = Joined(wrapper, plan, model=build())
+    kept = []  # gradients, and what they were
     for step in range(num_steps):
         joined.step(step, regularise=step > 1)
         train_step(
@@ -48,7 +66,47 @@ def compare_group(wrapper, plan=uneven, num_steps=4, **options):
             regulariser=0.01 * (1 + me) if step > 1 else None,
         )
         assert_same(model, optimizer, joined, **options)
+        kept += [(p.grad, p.grad.clone()) for p in model.parameters() if p.grad is not None]
+        assert all(torch.equal(grad, was) for grad, was in kept)
     assert_equal_everywhere(model, optimizer)
+
+
+@check
+def complex_numbers_are_averaged_like_pairs():
+    for name in ("pcgrad", "mean-all", "tensor", "every", "wide"):
+        compare_group(WRAPPERS[name], build=ComplexModel)
+
+
+@check
+def complex_numbers_that_are_not_finite_skip_their_task_everywhere():
+    me, num = dist.get_rank(), dist.get_world_size()
+    for every in (1, 2):
+        wrapper = functools.partial(
+            PCGrad, tasks=TASKS, every=every, on_nonfinite="skip_task", scope="all"
+        )
+        model = ComplexModel()
+        optimizer = watched(wrapper(base=sgd(model), process_group=dist.group.WORLD), model)
+        joined = Joined(functools.partial(wrapper), even, model=ComplexModel())
+        for step in range(4):
+            joined.step(step, without="b" if step == 1 else None)
+            batches = own_batches(step, even, me, num)
+            if step == 1 and me == 0:
+                model.scale.register_hook(spoilt_once())
+                batches = {task: batches[task] for task in ("b", "a", "c")}
+            train_step(model, optimizer, batches)
+            if step != 1:
+                assert_same(model, optimizer, joined)
+
+
+def spoilt_once():
+    """A hook that spoils the imaginary part of the first gradient it sees."""
+    seen = []
+
+    def hook(grad):
+        seen.append(None)
+        return grad if len(seen) > 1 else grad + complex(0, float("inf"))
+
+    return hook
 
 
 @check
@@ -58,6 +116,49 @@ def a_process_group_is_one_process_for_every_method():
             compare_group(wrapper)
         except AssertionError as error:
             raise AssertionError(f"{name}: {error}") from error
+
+
+def trunk_declared(base, **options):
+    """The trunk alone may be shared: the scale, which tasks "a" and "b" reach, is not."""
+    return PCGrad(base, tasks=TASKS, shared=base.param_groups[0]["params"][:4], **options)
+
+
+@check
+def declared_shared_parameters_are_one_process():
+    compare_group(trunk_declared)
+    model = Model()
+    text = message(
+        ValueError,
+        lambda: trunk_declared(
+            sgd(model), process_group=dist.group.WORLD, on_nonfinite="skip_task"
+        ),
+    )
+    assert "shared" in text
+
+
+@check
+def gradients_added_after_surgery_are_averaged_as_well():
+    me, num = dist.get_rank(), dist.get_world_size()
+    for wrapper in (trunk_declared, *(WRAPPERS[name] for name in ("loss-sum", "every", "pcgrad"))):
+        model, joined = Model(), Joined(wrapper)
+        optimizer = watched(wrapper(base=sgd(model), process_group=dist.group.WORLD), model)
+        for step in range(3):
+            optimizer.zero_grad()
+            joined.optimizer.zero_grad()
+            for part in (step, step + 1):
+                blocks(model, optimizer, own_batches(part, uneven, me, num))
+                optimizer.surgery()
+                for task in TASKS:
+                    for process in range(num):
+                        if task in uneven(part, process, num):
+                            with joined.optimizer.task(task):
+                                joined.model(
+                                    task, batch_of(task, part, process, 1 / num)
+                                ).backward()
+                joined.optimizer.surgery()
+            optimizer.step()
+            joined.optimizer.step()
+            assert_same(model, optimizer, joined)
 
 
 @check
@@ -225,3 +326,58 @@ def a_checkpoint_of_one_process_loads_on_all_and_on_one():
     for step in range(3, 7):
         alone.step(step)
     assert_same(model, optimizer, alone)
+
+
+def scaled_losses(parameter, scales):
+    return {task: (scales[task] * parameter.square()).sum() for task in TASKS}
+
+
+@check
+def a_step_with_a_closure_or_in_parts_is_averaged_throughout():
+    """Losses of other scales on every process, against one process with the scales' mean."""
+    me, num = dist.get_rank(), dist.get_world_size()
+    scales = [
+        {task: torch.randn(5, dtype=torch.float64, generator=seeded(3 * process + place))
+         for place, task in enumerate(TASKS)}
+        for process in range(num)
+    ]  # fmt: skip
+    mean = {task: sum(of[task] for of in scales) / num for task in TASKS}
+    for name, wrapper in methods().items():
+        found = []
+        for own, group in ((scales[me], dist.group.WORLD), (mean, None)):
+            parameter = torch.nn.Parameter(torch.linspace(0.5, 1.5, 5, dtype=torch.float64))
+            base = SAM([parameter], base_optimizer=torch.optim.SGD, lr=0.05)
+            optimizer = wrapper(base=base, process_group=group)
+
+            def gather(own=own, optimizer=optimizer, parameter=parameter):
+                for task, loss in scaled_losses(parameter, own).items():
+                    with optimizer.task(task):
+                        loss.backward()
+
+            for _ in range(4):
+                optimizer.zero_grad()
+                gather()
+                optimizer.surgery()
+                gather()
+                optimizer.step(gather)
+            found.append(parameter.detach())
+        torch.testing.assert_close(*found, msg=name)
+
+
+@check
+def the_state_that_torch_asks_for_counts_no_step():
+    for name, wrapper in methods().items():
+        model = Model()
+        optimizer = wrapper(base=sgd(model), process_group=dist.group.WORLD)
+        get_optimizer_state_dict(model, optimizer)
+        optimizer.step()  # without any gradient, on any process
+        assert optimizer.state_dict()["gradsurgery"]["num_steps"] == 0, name
+        batches = own_batches(0, even, dist.get_rank(), dist.get_world_size())
+        optimizer.zero_grad()
+        blocks(model, optimizer, batches if dist.get_rank() == 0 else {})
+        optimizer.step()
+        assert optimizer.state_dict()["gradsurgery"]["num_steps"] == 1, name
+
+
+def seeded(seed):
+    return torch.Generator().manual_seed(seed)

@@ -3,7 +3,6 @@
 import functools
 import re
 import tempfile
-from pathlib import Path
 
 import pytest
 import torch
@@ -14,8 +13,8 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
+from tests.paths import GUIDES
 
-GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 TASKS = ("a", "b", "c")
 PER_PROCESS = 6  # examples of a task
 CHECKS = {}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import re
 from collections.abc import Callable, Iterable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ from torch.nn import functional as F
 
 from gradsurgery import projection_order
 from tests.oracle import pcgrad
+from tests.paths import GUIDES
 
-GUIDES = Path(__file__).parents[2] / "docs" / "guides"
 TASKS = ("a", "b", "c")
 
 Batch = tuple[Tensor, Tensor]  # inputs [B, 6], targets [B, 1]

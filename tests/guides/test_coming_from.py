@@ -89,15 +89,17 @@ def test_its_state_is_taken():
     assert_close(new, old, 1e-8)
 
 
-@pytest.mark.parametrize(("wrap", "factor"), [(OlderPCGrad, 1), (PCGrad, 2)])
-def test_gradients_add_up_here_and_not_there(wrap, factor):
+@pytest.mark.parametrize(
+    ("wrap", "call", "factor"),
+    [(OlderPCGrad, "pc_backward", 1), (PCGrad, "pc_backward", 1), (PCGrad, "backward", 2)],
+)
+def test_gradients_add_up_with_backward_alone(wrap, call, factor):
     model = ThreeTasks()
     optimizer = wrap(torch.optim.SGD(model.parameters(), lr=0.1))
+    backward = getattr(optimizer, call)
     grads = []
     for _ in range(2):
-        optimizer.pc_backward(
-            [model.loss("a", batch_of("a", 0)), model.loss("a", batch_of("a", 1))]
-        )
+        backward([model.loss("a", batch_of("a", 0)), model.loss("a", batch_of("a", 1))])
         grads.append(model.trunk[0].weight.grad.clone())
     torch.testing.assert_close(grads[1], factor * grads[0])
 

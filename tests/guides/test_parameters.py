@@ -101,6 +101,7 @@ def steps_with_freezing(model, loader, frozen):
         }
 
 
+@pytest.mark.filterwarnings("ignore:.*a step without surgery")
 @pytest.mark.parametrize("frozen", FROZEN)
 @pytest.mark.parametrize("method", ["PCGrad", "LossSum"])
 def test_freezing_and_thawing(frozen, method):
@@ -144,6 +145,7 @@ def copied(code, model):
     return torch.cat([parameter.detach().flatten() for parameter in part.parameters()]).clone()
 
 
+@pytest.mark.filterwarnings("ignore:.*a step without surgery")
 @pytest.mark.parametrize(
     "optimize", [PCGrad, LossSum, lambda base: base], ids=["pc", "sum", "base"]
 )
@@ -180,6 +182,7 @@ def grown_from_the_start(model):
     return torch.optim.AdamW([{"params": model.trunk.parameters()}, *heads], lr=1e-3)
 
 
+@pytest.mark.filterwarnings("ignore:.*a step without surgery")
 def test_new_parameters_and_new_tasks():
     """The same as with all of them there from the start, bit for bit, and as by hand."""
     loader = growing_loader()
@@ -204,6 +207,7 @@ def test_new_parameters_and_new_tasks():
     assert_close(model, by_hand, 1e-10)
 
 
+@pytest.mark.filterwarnings("ignore:.*a step without surgery")
 def test_new_parameters_resume_bit_for_bit():
     loader = growing_loader(torch.float32)
     whole = ThreeTasks()
@@ -227,6 +231,7 @@ def test_new_parameters_resume_bit_for_bit():
     assert_close(model, whole, 0.0)
 
 
+@pytest.mark.filterwarnings("ignore:.*a step without surgery")
 def test_a_parameter_of_no_group_accumulates():
     model = ThreeTasks()
     optimizer = PCGrad(torch.optim.SGD(model.trunk.parameters(), lr=0.1))

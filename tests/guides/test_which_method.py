@@ -89,7 +89,8 @@ def test_no_pair_conflicts():
 def test_one_task_in_a_step():
     loader = [{name: batch} for batches in make_loader(3) for name, batch in batches.items()]
     model, plain = ThreeTasks(), ThreeTasks()
-    train(model, PCGrad(adamw(model)), loader)
+    with pytest.warns(UserWarning, match="the step had one task only, 'a'"):
+        train(model, PCGrad(adamw(model)), loader)
     train_plainly(plain, loader)
     assert_close(model, plain, 0.0)
 

@@ -21,7 +21,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+from tests.paths import ROOT
+
 THREE = ("sst", "quora", "sts")
 SIZES = {
     (task, split): 40 if split == "train" else 12
@@ -111,8 +112,10 @@ class Commands:
 def _serve() -> None:
     import torch
 
-    from benchmarks.multitask_bert import corpora, predictions, synthetic
     from benchmarks.multitask_bert.__main__ import main
+    from benchmarks.multitask_bert.data import corpus as corpora
+    from benchmarks.multitask_bert.data import synthetic
+    from benchmarks.multitask_bert.training import predictions
 
     torch.set_num_threads(1)
     assert predictions  # imported for the children
@@ -168,7 +171,7 @@ class _Moments:
     """The moments at which a process that writes can be cut off; at one of them it kills itself."""
 
     def __init__(self, kill_at: int | None) -> None:
-        from benchmarks.multitask_bert.record import Record
+        from benchmarks.multitask_bert.records.record import Record
 
         self.number = 0
         self._kill_at = kill_at

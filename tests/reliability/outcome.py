@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.multitask_bert.checkpoint import load_state
-from benchmarks.multitask_bert.record import Record
+from benchmarks.multitask_bert.records.record import Record
+from benchmarks.multitask_bert.training.checkpoint import load_state
 
 TIMES = {
     "seconds",

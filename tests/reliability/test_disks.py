@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.multitask_bert.checkpoint import load_state, save_state
+from benchmarks.multitask_bert.training.checkpoint import load_state, save_state
 from tests.reliability.commands import Commands, Process
 from tests.reliability.outcome import outcome
 

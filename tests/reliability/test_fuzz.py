@@ -17,16 +17,17 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from benchmarks.multitask_bert import data, report
-from benchmarks.multitask_bert.bert_files import CheckpointError
-from benchmarks.multitask_bert.bert_names import to_bert_names
-from benchmarks.multitask_bert.checkpoint import load_state, save_state
-from benchmarks.multitask_bert.data import DataError, read_split
-from benchmarks.multitask_bert.encoder import EncoderConfig, MinBert
-from benchmarks.multitask_bert.pretrained import load_encoder
-from benchmarks.multitask_bert.record import RecordError
-from benchmarks.multitask_bert.synthetic import make_corpus, vocabulary
+from benchmarks.multitask_bert.data import files as data
+from benchmarks.multitask_bert.data.files import DataError, read_split
+from benchmarks.multitask_bert.data.synthetic import make_corpus, vocabulary
+from benchmarks.multitask_bert.model.bert.files import CheckpointError
+from benchmarks.multitask_bert.model.bert.names import to_bert_names
+from benchmarks.multitask_bert.model.bert.weights import load_encoder
+from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
+from benchmarks.multitask_bert.records.record import RecordError
+from benchmarks.multitask_bert.report import build as report
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.training.checkpoint import load_state, save_state
 from tests.reliability.commands import SIZES, THREE, Commands
 from tests.reliability.mutations import changed, damaged, text_of
 

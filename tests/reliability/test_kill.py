@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from benchmarks.multitask_bert.record import Record
+from benchmarks.multitask_bert.records.record import Record
 from tests.reliability.commands import Commands
 from tests.reliability.outcome import outcome
 

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
+from benchmarks.multitask_bert.claims.comparable import find_pair
 from benchmarks.multitask_bert.claims.examples import difference_error
 from benchmarks.multitask_bert.claims.logged import conflict_rate, over_runs
-from benchmarks.multitask_bert.claims.settings import find_pair
 from benchmarks.multitask_bert.claims.verdicts import Measured, UntestedError
-from benchmarks.multitask_bert.errors.significance import Estimate, difference
-from benchmarks.multitask_bert.points import deviation, number
-from benchmarks.multitask_bert.runs import OVERALL, Row, Run, Section, metric_title
+from benchmarks.multitask_bert.records.rows import OVERALL, Row, Run, Section, metric_title
+from benchmarks.multitask_bert.records.series import deviation, number
+from benchmarks.multitask_bert.significance import Estimate, difference
 from benchmarks.multitask_bert.tasks import TASKS
 
 # What a machine must have in common with another for their seconds to compare.
@@ -149,7 +149,7 @@ def _share(metric: str, task: str, tasks: list[str]) -> float:
 
 
 def _is_monitored(row: Row) -> bool:
-    """Whether any stage logged conflicts for their own sake, as all did before they could not."""
+    """Tells whether any stage logged conflicts for their own sake, as all once had to."""
     return any(stage.get("monitored", True) for stage in row.runs[0].recipe.get("stages") or ())
 
 

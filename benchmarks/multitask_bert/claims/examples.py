@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.multitask_bert import metrics
-from benchmarks.multitask_bert.runs import Row, Run
+from benchmarks.multitask_bert.records.rows import Row, Run
 from benchmarks.multitask_bert.tasks import TASKS
 
 STANDARD_ERRORS = {

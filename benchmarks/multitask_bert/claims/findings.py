@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.multitask_bert.claims.catalog import CLAIMS
-from benchmarks.multitask_bert.claims.forms import Claim
+from benchmarks.multitask_bert.claims import on_design, on_outcomes, on_surgery
+from benchmarks.multitask_bert.claims.claim import Claim
 from benchmarks.multitask_bert.claims.verdicts import Verdict
-from benchmarks.multitask_bert.runs import Section
+from benchmarks.multitask_bert.records.rows import Section
 
+# The 30 claims of the five reports, each with what would decide it.
+CLAIMS = (*on_surgery.CLAIMS, *on_design.CLAIMS, *on_outcomes.CLAIMS)
 SYNTHETIC = "built-in corpus: "
 
 
@@ -35,7 +37,7 @@ def findings(section: Section) -> list[Finding]:
     """A finding for each of the 30 claims, in their order.
 
     Example:
-        >>> from benchmarks.multitask_bert.runs import Section
+        >>> from benchmarks.multitask_bert.records.rows import Section
         >>> found = findings(Section("a folder", "no runs", ()))
         >>> len(found), found[0].id, found[0].verdict
         (30, 'C1', 'not tested')

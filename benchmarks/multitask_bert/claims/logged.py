@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from benchmarks.multitask_bert.claims.settings import find_row, seeds_text, steps_text
+from benchmarks.multitask_bert.claims.comparable import find_row, seeds_text, steps_text
 from benchmarks.multitask_bert.claims.verdicts import Measured, UntestedError
-from benchmarks.multitask_bert.errors.significance import Estimate, difference, mean_estimate
-from benchmarks.multitask_bert.points import last
-from benchmarks.multitask_bert.runs import Row, Run, Section, pair_title
+from benchmarks.multitask_bert.records.rows import Row, Run, Section, pair_title
+from benchmarks.multitask_bert.records.series import last
+from benchmarks.multitask_bert.significance import Estimate, difference, mean_estimate
 from benchmarks.multitask_bert.tasks import TASKS
 
 PAIRS = ("sst~quora", "sst~sts", "quora~sts")

@@ -8,14 +8,14 @@ from functools import lru_cache
 
 import numpy as np
 
+from benchmarks.multitask_bert.claims.comparable import find_row, seeds_text, steps_text
 from benchmarks.multitask_bert.claims.examples import read_predictions
-from benchmarks.multitask_bert.claims.settings import find_row, seeds_text, steps_text
 from benchmarks.multitask_bert.claims.verdicts import Measured, UntestedError
-from benchmarks.multitask_bert.corpora import load_corpus
+from benchmarks.multitask_bert.data.corpus import load_corpus
 from benchmarks.multitask_bert.errors.contrasts import MeanContrast
 from benchmarks.multitask_bert.errors.pairs import LONG_PAIR
-from benchmarks.multitask_bert.errors.significance import MIN_COUNT, Estimate
-from benchmarks.multitask_bert.runs import Row, Section
+from benchmarks.multitask_bert.records.rows import Row, Section
+from benchmarks.multitask_bert.significance import MIN_COUNT, Estimate
 
 
 @dataclass(frozen=True)

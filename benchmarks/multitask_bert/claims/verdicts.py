@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeAlias
 
-from benchmarks.multitask_bert.errors.significance import NUM_ERRORS, Estimate
-from benchmarks.multitask_bert.runs import Section
+from benchmarks.multitask_bert.records.rows import Section
+from benchmarks.multitask_bert.significance import NUM_ERRORS, Estimate
 
 Verdict: TypeAlias = Literal["supported", "contradicted", "inconclusive", "not tested"]
 

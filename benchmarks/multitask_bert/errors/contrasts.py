@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks.multitask_bert.errors.significance import (
+from benchmarks.multitask_bert.significance import (
     Estimate,
     ExactTest,
     Verdict,

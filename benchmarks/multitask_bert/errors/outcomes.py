@@ -16,10 +16,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.multitask_bert import metrics
-from benchmarks.multitask_bert.corpora import load_corpus
-from benchmarks.multitask_bert.data import Corpus, Example, Split
+from benchmarks.multitask_bert.data.corpus import load_corpus
+from benchmarks.multitask_bert.data.files import Corpus, Example, Split
 from benchmarks.multitask_bert.errors.features import Background, name_words, stem, words
-from benchmarks.multitask_bert.runs import Run
+from benchmarks.multitask_bert.records.rows import Run
 from benchmarks.multitask_bert.tasks import TASKS, Task
 
 COLUMNS = ("id", "prediction", "label")

@@ -19,7 +19,8 @@ from benchmarks.multitask_bert.errors.contrasts import (
 )
 from benchmarks.multitask_bert.errors.features import pair_features
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
-from benchmarks.multitask_bert.errors.significance import (
+from benchmarks.multitask_bert.page.markdown import Page
+from benchmarks.multitask_bert.significance import (
     Estimate,
     judge,
     judge_exact,
@@ -27,7 +28,6 @@ from benchmarks.multitask_bert.errors.significance import (
     regression,
     sign_test,
 )
-from benchmarks.multitask_bert.markdown import Page
 
 LONG_PAIR = 300  # characters of both texts
 SHORT_PAIR = 12  # words of both texts

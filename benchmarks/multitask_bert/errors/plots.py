@@ -12,7 +12,8 @@ from benchmarks.multitask_bert.errors.confusion import Confusion
 from benchmarks.multitask_bert.errors.contrasts import Group
 from benchmarks.multitask_bert.errors.pairs import PairErrors
 from benchmarks.multitask_bert.errors.sentences import SEVERE, SentenceErrors, confusion_of
-from benchmarks.multitask_bert.errors.significance import (
+from benchmarks.multitask_bert.page.plot_style import COLOURS, DPI, REFERENCE_LINE, STYLE
+from benchmarks.multitask_bert.significance import (
     NUM_ERRORS,
     Estimate,
     Verdict,
@@ -20,7 +21,6 @@ from benchmarks.multitask_bert.errors.significance import (
     mean_estimate,
     share_estimate,
 )
-from benchmarks.multitask_bert.plots import COLOURS, DPI, REFERENCE_LINE, STYLE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

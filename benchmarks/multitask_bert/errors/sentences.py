@@ -21,8 +21,8 @@ from benchmarks.multitask_bert.errors.contrasts import (
 )
 from benchmarks.multitask_bert.errors.features import sentence_features
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
-from benchmarks.multitask_bert.errors.significance import judge_exact, share_estimate, sign_test
-from benchmarks.multitask_bert.markdown import Page
+from benchmarks.multitask_bert.page.markdown import Page
+from benchmarks.multitask_bert.significance import judge_exact, share_estimate, sign_test
 
 SHORT_SENTENCE = 10  # words
 LONG_SENTENCE = 25  # words

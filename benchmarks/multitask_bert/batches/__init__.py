@@ -1,0 +1,1 @@
+"""Token ids of texts, and batches of them."""

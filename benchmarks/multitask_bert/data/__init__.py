@@ -1,0 +1,1 @@
+"""The tasks' examples: data files, the built-in corpus, the download."""

@@ -1,0 +1,34 @@
+"""The methods that a recipe can name: one row each, from which all that treats them differs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+
+@dataclass(frozen=True)
+class Method:
+    """How the tasks' gradients become one update.
+
+    Args:
+        title: as reports and figures call it.
+        optimizer: a public class of ``gradsurgery``.
+        is_surgery: it is given the run's seed, and its bars are hatched; any other method is a sum
+            of the losses, which a stage may have monitored.
+        options: fields of a stage that the class is given under the same names.
+    """
+
+    title: str
+    optimizer: str
+    is_surgery: bool = False
+    options: tuple[str, ...] = ()
+
+
+METHODS: Mapping[str, Method] = MappingProxyType(
+    {
+        "none": Method("none", "LossSum"),  # of a stage that does not train
+        "loss-sum": Method("loss sum", "LossSum"),
+        "pcgrad": Method("PCGrad", "PCGrad", is_surgery=True, options=("reduction", "scope")),
+    }
+)

@@ -1,0 +1,1 @@
+"""minBERT with a head for each task, its losses and its regularisers."""

@@ -1,0 +1,1 @@
+"""Checkpoints in BERT's format, read into minBERT."""

@@ -1,0 +1,1 @@
+"""A document as blocks, written as Markdown and as a self-contained HTML page."""

@@ -1,0 +1,1 @@
+"""The systems of the reports, each as a complete configuration of a run."""

@@ -1,0 +1,1 @@
+"""Tables and remarks that put runs beside the published numbers. No torch."""

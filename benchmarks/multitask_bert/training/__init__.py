@@ -1,0 +1,1 @@
+"""A run: its steps, its evaluations, the state that it resumes from."""

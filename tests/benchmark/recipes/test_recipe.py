@@ -1,0 +1,131 @@
+"""Recipes against their own JSON form, and every `--set` against the field that it names."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import pytest
+
+from benchmarks.multitask_bert.recipes.catalog import all_recipes, find
+from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.recipe import Head, Recipe, RecipeError, Sampling, Stage
+
+GENERAL = find("smet-walker/general-linear-loss-sum")
+
+
+@pytest.mark.parametrize("id", all_recipes())
+def test_a_recipe_survives_json(id):
+    recipe = find(id)
+    assert Recipe.from_dict(json.loads(json.dumps(recipe.to_dict()))) == recipe
+
+
+@pytest.mark.parametrize(
+    ("setting", "read", "expected"),
+    [
+        ("pooling=mean", lambda r: r.pooling, "mean"),
+        ("head_dropout=0.1", lambda r: r.head_dropout, 0.1),
+        ("weight_decay=1", lambda r: r.weight_decay, 1.0),
+        ("grad_clip=1.0", lambda r: r.grad_clip, 1.0),
+        ("lr=1e-4", lambda r: r.stages[0].lr, 1e-4),
+        ("stages.0.lr=1e-4", lambda r: r.stages[0].lr, 1e-4),
+        ("epochs=2", lambda r: r.stages[0].epochs, 2),
+        ("method=pcgrad", lambda r: r.stages[0].method, "pcgrad"),
+        ("batch_size=16", lambda r: r.stages[0].batch_size, {"sst": 16, "quora": 16, "sts": 16}),
+        ("batch_size.sts=1", lambda r: r.stages[0].batch_size, {"sst": 8, "quora": 8, "sts": 1}),
+        ("pairs=joint-sep", lambda r: r.pairs, {"quora": "joint-sep", "sts": "joint-sep"}),
+        ("pairs.sts=joint-sep", lambda r: r.pairs, {"quora": "joint-raw-ids", "sts": "joint-sep"}),
+        ("sampling.epoch=largest", lambda r: r.stages[0].sampling.epoch, "largest"),
+        ('heads.sst.layers=["linear:out"]', lambda r: r.heads["sst"].layers, ("linear:out",)),
+    ],
+)
+def test_a_setting_changes_its_field_alone(setting, read, expected):
+    changed, deviations = override(GENERAL, [setting])
+    assert read(changed) == expected
+    assert read(GENERAL) != expected
+    before, after = GENERAL.to_dict(), changed.to_dict()
+    field = setting.split("=")[0].split(".")[0]
+    field = field if field in before else "stages"
+    assert {key for key in before if before[key] != after[key]} == {field}
+    assert len(deviations) == 1
+    assert setting.split("=")[0] in deviations[0]
+
+
+def test_a_setting_that_is_the_recipes_own_is_no_deviation():
+    assert override(GENERAL, ["pooling=pooler", "lr=1e-5"]) == (GENERAL, [])
+
+
+def test_a_stage_field_sets_every_stage():
+    two = replace(GENERAL, stages=(*GENERAL.stages, replace(GENERAL.stages[0], lr=1e-3)))
+    changed, deviations = override(two, ["lr=0.5"])
+    assert [stage.lr for stage in changed.stages] == [0.5, 0.5]
+    assert deviations == ["lr set to 0.5 (recipe: 1e-05, 0.001)"]
+
+
+def test_a_factor_keeps_the_proportions_of_the_stages():
+    two = replace(GENERAL, stages=(*GENERAL.stages, replace(GENERAL.stages[0], lr=1e-3)))
+    changed, deviations = override(two, ["lr*=10", "epochs*=2"])
+    assert [stage.lr for stage in changed.stages] == [1e-4, 1e-2]
+    assert [stage.epochs for stage in changed.stages] == [20, 20]
+    assert deviations == [
+        "lr set to 0.0001, 0.01 (recipe: 1e-05, 0.001)",
+        "epochs set to 20 (recipe: 10)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("setting", "found"),
+    [
+        ("poling=mean", "did you mean pooling"),
+        ("pooling", "no '='"),
+        ("pooling=median", "'median'"),
+        ("head_dropout=1.5", "1.5"),
+        ("head_dropout=much", "'much'"),
+        ("epochs=2.5", "int"),
+        ("stages.1.lr=1", "stages.1"),
+        ("lr.sst=1", "lr.sst"),
+        ("lr=-1", "-1"),
+        ("pooling*=2", "'pooler' times 2"),
+        ("batch_size*=2", "must multiply a number"),
+        ("lr*=much", "'much'"),
+        ("lr*=0", "lr must be above 0"),
+        ("batch_size=0", "0"),
+        ("heads=linear", "heads"),
+        ("id=mine", "id"),
+        ("sampling.num_batches=5", "num_batches"),
+        ("losses.sst=hinge", "'hinge'"),
+        ("pairs.sst=joint-sep", "pairs.sst"),
+    ],
+)
+def test_a_bad_setting_is_refused_in_one_line(setting, found):
+    with pytest.raises(RecipeError) as refusal:
+        override(GENERAL, [setting])
+    message = str(refusal.value)
+    assert found in message
+    assert "\n" not in message
+
+
+def test_a_dictionary_of_another_form_is_refused():
+    fields = GENERAL.to_dict()
+    del fields["stages"][0]["sampling"]
+    with pytest.raises(RecipeError, match="sampling"):
+        Recipe.from_dict(fields)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"tasks": ()},
+        {"tasks": ("sst", "squad")},
+        {"heads": {"sst": Head(), "quora": Head()}},
+        {"losses": {"sst": "cross-entropy", "quora": "bce"}},
+        {"pairs": {"quora": "joint-sep"}},
+        {"stages": ()},
+        {"stages": (Stage(),)},
+        {"stages": (replace(GENERAL.stages[0], sampling=Sampling("joint", "batches")),)},
+        {"selection": "loss"},
+    ],
+)
+def test_an_incomplete_recipe_cannot_be_made(wrong):
+    with pytest.raises(RecipeError, match="smet-walker/general-linear-loss-sum"):
+        replace(GENERAL, **wrong)

@@ -1,0 +1,36 @@
+"""The table of methods against what it names, and what is made of each row against that row."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+import pytest
+import torch
+
+import gradsurgery
+from benchmarks.multitask_bert.methods import METHODS
+from benchmarks.multitask_bert.recipes.recipe import Stage
+from benchmarks.multitask_bert.training.optimizers import make_optimizer
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_row_names_what_there_is(name):
+    method = METHODS[name]
+    assert method.optimizer in gradsurgery.__all__
+    assert set(method.options) <= {field.name for field in fields(Stage)}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_optimizer_of_a_row(name):
+    base = torch.optim.SGD([torch.nn.Parameter(torch.zeros(2))], lr=0.1)
+    optimizer = make_optimizer(Stage(method=name), base, ("sst", "sts"), seed=3)
+    assert type(optimizer).__name__ == METHODS[name].optimizer
+    assert optimizer.param_groups is base.param_groups
+
+
+def test_the_rows_are_those_that_records_name():
+    assert {name: method.title for name, method in METHODS.items()} == {
+        "none": "none",
+        "loss-sum": "loss sum",
+        "pcgrad": "PCGrad",
+    }
