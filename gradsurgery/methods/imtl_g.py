@@ -1,0 +1,82 @@
+"""IMTL-G and ConFIG: the direction that makes equal angles with all gradients."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from gradsurgery.solvers.cosines import cosines, poisoned, times
+from gradsurgery.solvers.impartial import impartial
+
+_VANISHING = 1e-12  # of a sum, in units of its absolute terms
+
+
+def imtl_g_weights(
+    gram: Tensor, *, noise: float | None = None
+) -> Tensor:  # [..., T, T] -> [..., T]
+    r"""Weights, of sum 1, of the update whose projections onto the gradients are equally long.
+
+    .. math::
+        u \cdot \frac{g_i}{\lVert g_i \rVert} = u \cdot \frac{g_j}{\lVert g_j \rVert}, \qquad
+        w \propto D^{-1} C^{+} \mathbf 1, \quad \sum_i w_i = 1
+
+    Mean-like. Weights may be negative, and large where their sum nearly vanishes; where it does the
+    weights are 0. A gradient that is zero is left out, with weight 0. One linear solve.
+
+    Args:
+        gram: inner products of the tasks' gradients, ``[..., T, T]``.
+        noise: relative error of an inner product; by default the precision of ``gram``'s type.
+
+    Returns:
+        Weights ``[..., T]``.
+
+    Example:
+        >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64)
+        >>> [round(weight, 4) for weight in imtl_g_weights(gram).tolist()]
+        [0.5923, 0.4077]
+
+    Source: Liyang Liu et al., "Towards Impartial Multi-task Learning", 2021.
+    """
+    found = cosines(gram, noise)
+    weights = impartial(found, noise) / found.lengths
+    total = weights.sum(-1, keepdim=True)
+    vanishes = total.abs() <= _VANISHING * weights.abs().sum(-1, keepdim=True)
+    weights = torch.where(vanishes, 0, weights / torch.where(vanishes, 1, total))
+    return poisoned(weights, gram)
+
+
+def config_weights(
+    gram: Tensor, *, noise: float | None = None
+) -> Tensor:  # [..., T, T] -> [..., T]
+    r"""Weights of the update that makes equal angles with all gradients, as long as they are on it.
+
+    .. math::
+        u = \Bigl(\sum_i g_i \cdot \hat u\Bigr)\, \hat u, \qquad
+        \hat u \parallel \sum_i \frac{(C^{+} \mathbf 1)_i}{\lVert g_i \rVert}\, g_i
+
+    The direction is that of IMTL-G, the length sum-like. Linear in the length of each gradient.
+    Opposite gradients give 0. A gradient that is zero is left out, with weight 0. One linear solve.
+
+    Args:
+        gram: inner products of the tasks' gradients, ``[..., T, T]``.
+        noise: relative error of an inner product; by default the precision of ``gram``'s type.
+
+    Returns:
+        Weights ``[..., T]``.
+
+    Example:
+        >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64)
+        >>> [round(weight, 4) for weight in config_weights(gram).tolist()]
+        [1.2265, 0.8441]
+
+    Source: Qiang Liu, Mengyu Chu and Nils Thuerey, "ConFIG: Towards Conflict-free Training of
+    Physics Informed Neural Networks", 2024.
+    """
+    found = cosines(gram, noise)
+    equal = impartial(found, noise)
+    onto = times(found.matrix, equal)  # of the direction, onto every unit gradient
+    squared = (equal * onto).sum(-1, keepdim=True)
+    has_direction = squared > 0
+    share = (found.present * found.lengths * onto).sum(-1, keepdim=True)
+    share = share / torch.where(has_direction, squared, 1)
+    return poisoned(torch.where(has_direction, share * equal / found.lengths, 0), gram)

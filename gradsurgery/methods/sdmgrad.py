@@ -1,0 +1,50 @@
+"""SDMGrad on one batch: the shortest mixture of gradients that all lean to the mean."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gradsurgery.methods.mgda import mgda_weights
+
+
+def sdmgrad_weights(
+    gram: Tensor,  # [..., T, T]
+    lamb: float = 0.3,
+    *,
+    noise: float | None = None,
+    fixed: bool | None = None,
+) -> Tensor:  # [..., T]
+    r"""Weights between those of MGDA and the mean.
+
+    .. math::
+        w^* = \arg\min_{w \ge 0,\, \sum w = 1} \lVert g_w + \lambda g_0 \rVert^2, \qquad
+        u = \frac{g_{w^*} + \lambda g_0}{1 + \lambda}
+
+    This is the exact solution for the Gram matrix of one batch, where the paper takes projected
+    steps on products of two. At :math:`\lambda = 0` MGDA, for large :math:`\lambda` the mean.
+    Mean-like.
+
+    Args:
+        gram: inner products of the tasks' gradients, ``[..., T, T]``.
+        lamb: :math:`\lambda`, at least 0; the paper's code has 0.3 in its scripts and 0.6 in its
+            class.
+        noise: relative error of an inner product; by default the precision of ``gram``'s type.
+        fixed: whether to do a fixed amount of work; by default away from the CPU.
+
+    Returns:
+        Weights ``[..., T]``.
+
+    Example:
+        >>> import torch
+        >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64)
+        >>> [round(weight, 4) for weight in sdmgrad_weights(gram).tolist()]
+        [0.6, 0.4]
+
+    Source: Peiyao Xiao, Hao Ban and Kaiyi Ji, "Direction-oriented Multi-objective Learning: Simple
+    and Provable Stochastic Algorithms", 2023.
+    """
+    with_mean = gram.mean(-1)
+    shifted = gram + lamb * (with_mean.unsqueeze(-1) + with_mean.unsqueeze(-2))
+    shifted = shifted + lamb**2 * with_mean.mean(-1)[..., None, None]
+    mixture = mgda_weights(shifted, noise=noise, fixed=fixed)
+    return (mixture + lamb / gram.shape[-1]) / (1 + lamb)

@@ -1,0 +1,85 @@
+"""Eigenvalues of Gram matrices, without a wait for the device."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+_SWEEPS = {1: 0, 2: 1, 3: 4, 4: 5, 5: 5, 6: 6, 7: 6, 8: 6}  # by the number of tasks
+_MOST_SWEEPS = 10
+
+
+def spectrum(
+    matrix: Tensor,  # [..., T, T]
+    *,
+    fixed: bool | None = None,
+) -> tuple[Tensor, Tensor]:  # [..., T], [..., T, T]
+    """Finds eigenvalues and eigenvectors of symmetric matrices.
+
+    On a CPU by LAPACK; elsewhere by Jacobi's rotations, T / 2 disjoint ones at once, because
+    ``torch.linalg.eigh`` reads its error code from the device.
+
+    Args:
+        matrix: symmetric, ``[..., T, T]``.
+        fixed: whether to do a fixed amount of work; by default away from the CPU.
+
+    Returns:
+        Eigenvalues ``[..., T]``, in no particular order, and eigenvectors in the columns of
+        ``[..., T, T]``.
+
+    Example:
+        >>> values, _ = spectrum(torch.tensor([[2.0, 1.0], [1.0, 2.0]], dtype=torch.float64))
+        >>> sorted(round(value, 6) for value in values.tolist())
+        [1.0, 3.0]
+
+    Source: Ahmed H. Sameh, "On Jacobi and Jacobi-like algorithms for a parallel computer", 1971.
+    """
+    if not (matrix.device.type != "cpu" if fixed is None else fixed):
+        finite = torch.where(matrix.isfinite(), matrix, 0)  # LAPACK refuses the others
+        values, vectors = torch.linalg.eigh(finite)
+        return values, vectors
+    return _by_rotations(matrix)
+
+
+def _by_rotations(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    num_tasks = matrix.shape[-1]
+    padding = num_tasks % 2
+    turned = torch.nn.functional.pad(matrix, (0, padding, 0, padding))
+    size = num_tasks + padding
+    vectors = torch.eye(size, dtype=matrix.dtype, device=matrix.device).expand(turned.shape)
+    partners = _rounds(size, matrix.device)
+    own = torch.arange(size, device=matrix.device)
+    tiny = torch.finfo(matrix.dtype).tiny
+    for _ in range(_SWEEPS.get(num_tasks, _MOST_SWEEPS)):
+        for partner in partners:
+            diagonal = turned.diagonal(dim1=-2, dim2=-1)
+            beside = partner.view(size, 1).expand(*turned.shape[:-1], 1)
+            off = turned.gather(-1, beside).squeeze(-1)
+            half = (diagonal[..., partner] - diagonal) / 2
+            # The tangent of the smaller of two rotations, of opposite signs for two partners.
+            first = torch.where((half > 0) | ((half == 0) & (partner > own)), 1.0, -1.0)
+            tangent = first * off / (half.abs() + torch.hypot(half, off)).clamp_min(tiny)
+            cosine = (1 + tangent * tangent).rsqrt()
+            sine = (cosine * tangent).unsqueeze(-1)
+            cosine = cosine.unsqueeze(-1)
+            turned = cosine * turned - sine * turned[..., partner, :]
+            turned = cosine.mT * turned - sine.mT * turned[..., partner]
+            vectors = cosine.mT * vectors - sine.mT * vectors[..., partner]
+    values = turned.diagonal(dim1=-2, dim2=-1)
+    return values[..., :num_tasks], vectors[..., :num_tasks, :num_tasks]
+
+
+@lru_cache
+def _rounds(size: int, device: torch.device) -> Tensor:  # [size - 1, size]
+    """The partner of everyone in each round of a tournament; made once for each device."""
+    ring = list(range(size))
+    found = []
+    for _ in range(size - 1):
+        partner = [0] * size
+        for one, other in zip(ring[: size // 2], reversed(ring[size // 2 :]), strict=True):
+            partner[one], partner[other] = other, one
+        found.append(partner)
+        ring = [ring[0], ring[-1], *ring[1:-1]]
+    return torch.tensor(found, dtype=torch.int64, device=device).view(size - 1, size)
