@@ -3,9 +3,17 @@
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.kernels.reference import combine, gram_matrix
 from gradsurgery.method import Method, Seen
+from gradsurgery.methods.aligned_mtl import AlignedMTL, aligned_mtl_weights
+from gradsurgery.methods.cagrad import CAGrad, cagrad_weights
+from gradsurgery.methods.gradvac import GradVac, gradvac_weights
+from gradsurgery.methods.imtl_g import IMTLG, ConFIG, config_weights, imtl_g_weights
+from gradsurgery.methods.mgda import MGDA, mgda_weights
+from gradsurgery.methods.nash_mtl import FairGrad, NashMTL, fairgrad_weights, nash_mtl_weights
 from gradsurgery.methods.order import projection_order
 from gradsurgery.methods.pcgrad import PCGrad, pcgrad_coefficients, pcgrad_weights
+from gradsurgery.methods.sdmgrad import SDMGrad, sdmgrad_weights
 from gradsurgery.methods.sums import LossSum, WeightedSum
+from gradsurgery.methods.upgrad import DualProj, UPGrad, dualproj_weights, upgrad_weights
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.sampling.loader import MultiTaskLoader
 from gradsurgery.sampling.random_samplers import Annealed, Proportional, Shuffled, Temperature
@@ -14,25 +22,47 @@ from gradsurgery.sampling.samplers import RoundRobin, Sequential, TaskSampler
 __version__ = "0.1.0"
 
 __all__ = [
+    "IMTLG",
+    "MGDA",
+    "AlignedMTL",
     "Annealed",
+    "CAGrad",
+    "ConFIG",
     "Diagnostics",
+    "DualProj",
+    "FairGrad",
+    "GradVac",
     "LossSum",
     "Method",
     "MultiTaskLoader",
     "MultiTaskOptimizer",
+    "NashMTL",
     "PCGrad",
     "Proportional",
     "RoundRobin",
+    "SDMGrad",
     "Seen",
     "Sequential",
     "Shuffled",
     "TaskSampler",
     "Temperature",
+    "UPGrad",
     "WeightedSum",
     "__version__",
+    "aligned_mtl_weights",
+    "cagrad_weights",
     "combine",
+    "config_weights",
+    "dualproj_weights",
+    "fairgrad_weights",
+    "gradvac_weights",
     "gram_matrix",
+    "imtl_g_weights",
+    "mgda_weights",
+    "nash_mtl_weights",
     "pcgrad_coefficients",
     "pcgrad_weights",
     "projection_order",
+    "sdmgrad_weights",
+    "upgrad_weights",
 ]

@@ -29,6 +29,8 @@ class Seen:
         seed: what random choices depend on, besides the step.
         step: steps done so far; a tensor where the gradients are not on a CPU.
         fused: whether fused kernels were chosen for the gradients.
+        noise: relative error of the inner products, against the two lengths; ``None`` where it is
+            that of their own type.
     """
 
     gram: Tensor | None
@@ -38,6 +40,7 @@ class Seen:
     seed: int
     step: int | Tensor
     fused: bool = False
+    noise: float | None = None
 
     @property
     def absent(self) -> list[Hashable]:

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from gradsurgery.arguments import check_choice
+from gradsurgery.method import Method, Seen
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.optimizer.options import Options
 from gradsurgery.solvers.cosines import poisoned, times
 from gradsurgery.solvers.spectrum import spectrum
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 RANK_THRESHOLD = 1e-6  # of the largest eigenvalue
 
@@ -69,3 +77,53 @@ def aligned_mtl_weights(
     preferred = preferred.expand_as(values)
     aligned = times(vectors, stretch * times(vectors.mT, preferred))
     return poisoned(torch.where(kept.any(-1, keepdim=True), aligned, preferred), gram)
+
+
+class AlignedMTLMethod(Method):
+    """Weighs by :func:`aligned_mtl_weights`."""
+
+    def __init__(self, scale: Literal["min", "median", "rmse"]) -> None:
+        check_choice("scale", scale, ("min", "median", "rmse"))
+        self.scale = scale
+
+    def weights(self, seen: Seen) -> Tensor:  # [S, T]
+        assert seen.gram is not None
+        return aligned_mtl_weights(seen.gram, self.scale)
+
+
+class AlignedMTL(MultiTaskOptimizer):
+    r"""Turns the tasks' gradients until they are orthogonal and equally long, and adds them up.
+
+    .. math:: u = \sum_t w_t\, g_t, \qquad w = \sigma\, V_r \Lambda_r^{-1/2} V_r^\top \mathbf 1
+
+    Sum-like. A task whose gradient is a thousand times shorter than another's drops out:
+    eigenvalues below :math:`10^{-6}` of the largest count as zero.
+
+    Args:
+        base: the optimizer that takes the step.
+        scale: what :math:`\sigma^2` is: the least kept eigenvalue (``"min"``, as in the paper), the
+            ``"median"``, or the mean (``"rmse"``).
+        options: those of :class:`MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`, or ``scale`` is none of these.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = AlignedMTL(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], 3 * weight[1]])
+        >>> [round(number, 4) for number in weight.grad.tolist()]
+        [1.0, 1.0]
+
+    Source: Dmitry Senushkin et al., "Independent Component Alignment for Multi-Task Learning",
+    2023.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        scale: Literal["min", "median", "rmse"] = "min",
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, AlignedMTLMethod(scale), **options)

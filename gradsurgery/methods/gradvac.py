@@ -2,8 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery.gradients.places import picked, placed_pairs
+from gradsurgery.method import Method, Seen
+from gradsurgery.methods.order import projection_order
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.optimizer.options import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _LARGEST_TARGET = 1 - 1e-6
 
@@ -26,7 +39,7 @@ def gradvac_weights(
         \hat\phi \leftarrow (1 - \beta) \hat\phi + \beta \phi
 
     Sum-like. With all targets 0 it is PCGrad with the same orders. A gradient that is zero is not
-    visited, and its targets stay.
+    visited, and its targets stay; so do all where a gradient is not finite.
 
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
@@ -40,7 +53,8 @@ def gradvac_weights(
 
     Example:
         >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64)
-        >>> weights, _ = gradvac_weights(gram, torch.zeros_like(gram), torch.tensor([[1, 0], [0, 1]]))
+        >>> order = torch.tensor([[1, 0], [0, 1]])
+        >>> weights, _ = gradvac_weights(gram, torch.zeros_like(gram), order)
         >>> [round(weight, 4) for weight in weights.tolist()]
         [2.2222, 1.5789]
 
@@ -54,7 +68,7 @@ def gradvac_weights(
     )
     products = gram  # of task i's vector with every original gradient
     squared = lengths * lengths
-    targets = targets.clone()
+    kept, targets = targets, targets.clone()
     me = torch.arange(num_tasks, device=gram.device)
     for visit in range(num_tasks):
         other = order[:, visit]
@@ -75,5 +89,84 @@ def gradvac_weights(
         squared = squared + step * (2 * product + step * length * length)
         moved = torch.where(met, torch.lerp(target, cosine, beta), target)
         targets.scatter_(-1, places, moved.unsqueeze(-1))
+    # One gradient that is not finite spoils this update, not the targets of all to come.
     poison = 0 * gram.sum((-2, -1))
+    targets = torch.where((poison == 0)[..., None, None], targets, kept)
     return coefficients.sum(-2) + poison.unsqueeze(-1), targets
+
+
+class GradVacMethod(Method):
+    """Weighs by :func:`gradvac_weights`, with targets that it keeps by task."""
+
+    def __init__(self, beta: float) -> None:
+        if not 0 <= beta <= 1:
+            raise ValueError(f"beta: must be between 0 and 1, got {beta}")
+        self.beta = beta
+        self._targets: Tensor | None = None  # [S, N, N]
+
+    def weights(self, seen: Seen) -> Tensor:  # [S, T]
+        assert seen.gram is not None
+        order = projection_order(len(seen.tasks), seen.seed, seen.step)
+        kept = self._kept(seen)
+        targets = _pairs(kept, seen.tasks)
+        weights, moved = gradvac_weights(seen.gram, targets, order, self.beta)
+        both = torch.stack([moved, torch.ones_like(moved)], -1).permute(1, 2, 3, 0)
+        placed, is_placed = placed_pairs(both, seen.tasks, len(seen.names)).unbind(-2)
+        kept = torch.where(is_placed > 0, placed, kept.permute(1, 2, 0))
+        self._targets = kept.permute(2, 0, 1).contiguous()
+        return weights
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self._targets is None else {"targets": self._targets.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        targets = state.get("targets")
+        self._targets = None if targets is None else targets.clone()
+
+    def _kept(self, seen: Seen) -> Tensor:  # [S, N, N]
+        assert seen.gram is not None
+        old, num_tasks = self._targets, len(seen.names)
+        if old is not None and len(old) == len(seen.gram) and old.shape[-1] == num_tasks:
+            return old.to(seen.gram)
+        kept = seen.gram.new_zeros(len(seen.gram), num_tasks, num_tasks)
+        # Where tasks are new the others keep their targets; units that changed begin anew.
+        if old is not None and len(old) == len(kept):
+            kept[:, : old.shape[-1], : old.shape[-1]] = old
+        return kept
+
+
+def _pairs(kept: Tensor, tasks: Sequence[int]) -> Tensor:  # [S, N, N] -> [S, T, T]
+    rows = picked(kept.permute(1, 2, 0), tasks)
+    return picked(rows.transpose(0, 1), tasks).permute(2, 1, 0)
+
+
+class GradVac(MultiTaskOptimizer):
+    r"""Lifts the cosine of every pair of gradients to a target that follows their usual cosine.
+
+    .. math::
+        \phi < \hat\phi:\; g_i^V \leftarrow g_i^V + a\, g_j \text{ with cosine } \hat\phi,
+        \qquad \hat\phi \leftarrow (1 - \beta) \hat\phi + \beta \phi
+
+    Sum-like. Its first step is PCGrad's. Keeps a number for each pair of tasks in each unit.
+
+    Args:
+        base: the optimizer that takes the step.
+        beta: how fast targets follow, from 0 to 1.
+        options: those of :class:`MultiTaskOptimizer`; ``seed`` is that of the orders.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`, or ``beta`` is out of its range.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = GradVac(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], weight[1] - weight[0]])
+        >>> [round(number, 4) for number in weight.grad.tolist()]
+        [0.5, 1.5]
+
+    Source: Zirui Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task
+    Optimization in Massively Multilingual Models", 2021.
+    """
+
+    def __init__(self, base: Optimizer, *, beta: float = 0.5, **options: Unpack[Options]) -> None:
+        super().__init__(base, GradVacMethod(beta), **options)

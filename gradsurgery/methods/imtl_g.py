@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from gradsurgery.method import Method, Seen
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.optimizer.options import Options
 from gradsurgery.solvers.cosines import cosines, poisoned, times
 from gradsurgery.solvers.impartial import impartial
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 _VANISHING = 1e-12  # of a sum, in units of its absolute terms
 
@@ -80,3 +89,79 @@ def config_weights(
     share = (found.present * found.lengths * onto).sum(-1, keepdim=True)
     share = share / torch.where(has_direction, squared, 1)
     return poisoned(torch.where(has_direction, share * equal / found.lengths, 0), gram)
+
+
+class IMTLGMethod(Method):
+    """Weighs by :func:`imtl_g_weights`."""
+
+    def weights(self, seen: Seen) -> Tensor:  # [S, T]
+        assert seen.gram is not None
+        return imtl_g_weights(seen.gram, noise=seen.noise)
+
+
+class ConFIGMethod(Method):
+    """Weighs by :func:`config_weights`."""
+
+    def weights(self, seen: Seen) -> Tensor:  # [S, T]
+        assert seen.gram is not None
+        return config_weights(seen.gram, noise=seen.noise)
+
+
+class IMTLG(MultiTaskOptimizer):
+    r"""Takes the update whose projections onto the tasks' gradients are equally long.
+
+    .. math::
+        u = \sum_t w_t\, g_t, \qquad
+        u \cdot \frac{g_i}{\lVert g_i \rVert} = u \cdot \frac{g_j}{\lVert g_j \rVert}, \quad
+        \sum_t w_t = 1
+
+    Mean-like. Weights may be negative, and are large where their sum would nearly vanish.
+
+    Args:
+        base: the optimizer that takes the step.
+        options: those of :class:`MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = IMTLG(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], 3 * weight[1]])
+        >>> [round(number, 4) for number in weight.grad.tolist()]
+        [0.75, 0.75]
+
+    Source: Liyang Liu et al., "Towards Impartial Multi-task Learning", 2021.
+    """
+
+    def __init__(self, base: Optimizer, **options: Unpack[Options]) -> None:
+        super().__init__(base, IMTLGMethod(), **options)
+
+
+class ConFIG(MultiTaskOptimizer):
+    r"""Takes the direction that makes equal angles with all gradients, as long as they are on it.
+
+    .. math:: u = \Bigl(\sum_i g_i \cdot \hat u\Bigr)\, \hat u
+
+    Sum-like. The direction is that of :class:`IMTLG`.
+
+    Args:
+        base: the optimizer that takes the step.
+        options: those of :class:`MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = ConFIG(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], 3 * weight[1]])
+        >>> [round(number, 4) for number in weight.grad.tolist()]
+        [2.0, 2.0]
+
+    Source: Qiang Liu, Mengyu Chu and Nils Thuerey, "ConFIG: Towards Conflict-free Training of
+    Physics Informed Neural Networks", 2024.
+    """
+
+    def __init__(self, base: Optimizer, **options: Unpack[Options]) -> None:
+        super().__init__(base, ConFIGMethod(), **options)

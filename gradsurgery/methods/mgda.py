@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from gradsurgery.arguments import check_choice
+from gradsurgery.method import Method, Seen
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.optimizer.options import Options
 from gradsurgery.solvers.cosines import cosines, poisoned
 from gradsurgery.solvers.nonneg import nonneg
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 Normalizer = Literal["none", "l2", "loss", "loss+"]
 
@@ -58,3 +66,66 @@ def mgda_weights(
     use_zeros = (~present).all(-1, keepdim=True) if skip_zeros else zeros.any(-1, keepdim=True)
     weights = torch.where(use_zeros, zeros, weights)
     return poisoned(weights / weights.sum(-1, keepdim=True), gram)
+
+
+class MGDAMethod(Method):
+    """Weighs by :func:`mgda_weights` of gradients that may be normalised first."""
+
+    def __init__(self, normalizer: Normalizer, skip_zeros: bool) -> None:
+        check_choice("normalizer", normalizer, ("none", "l2", "loss", "loss+"))
+        self.normalizer = normalizer
+        self.skip_zeros = skip_zeros
+        self.needs_losses = "loss" in normalizer
+
+    def weights(self, seen: Seen) -> Tensor:  # [S, T]
+        assert seen.gram is not None
+        units = torch.ones_like(seen.gram[..., 0])
+        if self.normalizer in ("l2", "loss+"):
+            lengths = seen.gram.diagonal(dim1=-2, dim2=-1).sqrt()
+            units = torch.where(lengths == 0, 1, lengths)
+        if seen.losses is not None:
+            units = units * seen.losses.to(units)
+        gram = seen.gram / units.unsqueeze(-1) / units.unsqueeze(-2)
+        return mgda_weights(gram, skip_zeros=self.skip_zeros, noise=seen.noise) / units
+
+
+class MGDA(MultiTaskOptimizer):
+    r"""Takes the shortest vector in the convex hull of the tasks' gradients.
+
+    .. math:: u = \sum_t w_t\, g_t, \qquad w = \arg\min_{w \ge 0,\, \sum w = 1} w^\top G w
+
+    Mean-like, and no longer than the shortest gradient, which dominates; a task whose gradient is
+    zero stops training unless ``skip_zeros``. Conflicts with no task.
+
+    Args:
+        base: the optimizer that takes the step.
+        normalizer: what each gradient is divided by first: ``"none"`` as in the paper, its length
+            (``"l2"``), its ``"loss"``, or both (``"loss+"``, as in the published experiments). With
+            lengths the update has one of its own, which ``GradScaler`` cannot scale.
+        skip_zeros: whether gradients that are zero are left out.
+        options: those of :class:`MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`, or ``normalizer`` is none of these.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = MGDA(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], 2 * weight[1]])
+        >>> [round(number, 4) for number in weight.grad.tolist()]
+        [0.8, 0.4]
+
+    Sources: Jean-Antoine Désidéri, "Multiple-gradient descent algorithm (MGDA) for multiobjective
+    optimization", 2012; Ozan Sener and Vladlen Koltun, "Multi-Task Learning as Multi-Objective
+    Optimization", 2018.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        normalizer: Normalizer = "none",
+        skip_zeros: bool = False,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, MGDAMethod(normalizer, skip_zeros), **options)

@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import torch
 from torch import Tensor
 
+from gradsurgery.method import Method, Seen
 from gradsurgery.methods.mgda import mgda_weights
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.optimizer.options import Options
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def sdmgrad_weights(
@@ -35,7 +44,6 @@ def sdmgrad_weights(
         Weights ``[..., T]``.
 
     Example:
-        >>> import torch
         >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64)
         >>> [round(weight, 4) for weight in sdmgrad_weights(gram).tolist()]
         [0.6, 0.4]
@@ -48,3 +56,49 @@ def sdmgrad_weights(
     shifted = shifted + lamb**2 * with_mean.mean(-1)[..., None, None]
     mixture = mgda_weights(shifted, noise=noise, fixed=fixed)
     return (mixture + lamb / gram.shape[-1]) / (1 + lamb)
+
+
+class SDMGradMethod(Method):
+    """Weighs by :func:`sdmgrad_weights`."""
+
+    def __init__(self, lamb: float) -> None:
+        if not lamb >= 0:
+            raise ValueError(f"lamb: must be at least 0, got {lamb}; 0 is MGDA")
+        self.lamb = lamb
+
+    def weights(self, seen: Seen) -> Tensor:  # [S, T]
+        assert seen.gram is not None
+        return sdmgrad_weights(seen.gram, self.lamb, noise=seen.noise)
+
+
+class SDMGrad(MultiTaskOptimizer):
+    r"""Takes an update between MGDA's and the mean, exactly, from one batch.
+
+    .. math:: u = \frac{g_{w^*} + \lambda g_0}{1 + \lambda}, \qquad
+        w^* = \arg\min_{w \ge 0,\, \sum w = 1} \lVert g_w + \lambda g_0 \rVert^2
+
+    Mean-like. The paper takes projected steps on the products of two batches instead.
+
+    Args:
+        base: the optimizer that takes the step.
+        lamb: :math:`\lambda`, at least 0.
+        options: those of :class:`MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`, or ``lamb`` is negative.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = SDMGrad(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], weight[1]])
+        >>> [round(number, 4) for number in weight.grad.tolist()]
+        [0.5, 0.5]
+
+    Source: Peiyao Xiao, Hao Ban and Kaiyi Ji, "Direction-oriented Multi-objective Learning: Simple
+    and Provable Stochastic Algorithms", 2023.
+    """
+
+    def __init__(
+        self, base: torch.optim.Optimizer, *, lamb: float = 0.3, **options: Unpack[Options]
+    ) -> None:
+        super().__init__(base, SDMGradMethod(lamb), **options)

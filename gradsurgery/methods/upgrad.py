@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Real
+from typing import TYPE_CHECKING, Any
+
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
+from gradsurgery.method import Method, Seen
+from gradsurgery.optimizer.multitask import MultiTaskOptimizer
+from gradsurgery.optimizer.options import Options
 from gradsurgery.solvers.cosines import cosines, poisoned, times
 from gradsurgery.solvers.nonneg import nonneg
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 def upgrad_weights(
@@ -98,3 +110,115 @@ def _preferred(preference: Tensor | None, lengths: Tensor) -> Tensor:
     if preference is None:
         return torch.full_like(lengths, 1 / lengths.shape[-1])
     return preference.to(lengths)
+
+
+class ProjectionMethod(Method):
+    """Weighs by :func:`upgrad_weights` or :func:`dualproj_weights`, with a preference by task."""
+
+    def __init__(
+        self, weigh: Callable[..., Tensor], preference: Mapping[Any, float] | Sequence[float] | None
+    ) -> None:
+        for number in [] if preference is None else _numbers(preference):
+            if not (isinstance(number, Real) and math.isfinite(number) and number > 0):
+                raise ValueError(f"preference: must be finite numbers above 0, got {number!r}")
+        self.preference = preference
+        self._weigh = weigh
+
+    def weights(self, seen: Seen) -> Tensor:  # [S, T]
+        assert seen.gram is not None
+        if self.preference is None:
+            return self._weigh(seen.gram, noise=seen.noise)
+        present = [seen.names[task] for task in seen.tasks]
+        if isinstance(self.preference, Mapping):
+            missing = [name for name in present if name not in self.preference]
+            chosen = [self.preference[name] for name in present if name in self.preference]
+        else:
+            missing = [seen.names[task] for task in seen.tasks if task >= len(self.preference)]
+            chosen = [self.preference[task] for task in seen.tasks if task < len(self.preference)]
+        if missing:
+            raise ValueError(
+                f"preference: must have a number for every task, has none for {missing}; add them"
+            )
+        like = seen.gram[0, 0, 0]
+        return self._weigh(
+            seen.gram, torch.stack([like.new_full((), p) for p in chosen]), noise=seen.noise
+        )
+
+
+def _numbers(preference: Mapping[Any, float] | Sequence[float]) -> Sequence[float]:
+    return list(preference.values()) if isinstance(preference, Mapping) else preference
+
+
+class UPGrad(MultiTaskOptimizer):
+    r"""Projects each task's gradient so that it conflicts with no other, and takes their mean.
+
+    .. math:: u = \sum_i p_i\, \pi_K(g_i), \qquad K = \{v : g_j \cdot v \ge 0 \text{ for all } j\}
+
+    Mean-like. Conflicts with no task, however short its gradient. For two tasks it is half of
+    PCGrad's update.
+
+    Args:
+        base: the optimizer that takes the step.
+        preference: p, numbers above 0 by name of the task or in the order of ``tasks``; by default
+            1 / T.
+        options: those of :class:`MultiTaskOptimizer`.
+
+    Raises:
+        TypeError, ValueError: as :class:`MultiTaskOptimizer`, or a preference is not above 0.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = UPGrad(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], weight[1] - weight[0]])
+        >>> [round(number, 4) for number in weight.grad.tolist()]
+        [0.25, 0.75]
+
+    Source: Pierre Quinton and Valérian Rey, "Jacobian Descent for Multi-Objective Optimization",
+    2024.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        preference: Mapping[Any, float] | Sequence[float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ProjectionMethod(upgrad_weights, preference), **options)
+
+
+class DualProj(MultiTaskOptimizer):
+    r"""Projects the mean gradient so that it conflicts with no task's.
+
+    .. math::
+        u = \pi_K\Bigl(\sum_i p_i\, g_i\Bigr), \qquad
+        K = \{v : g_j \cdot v \ge 0 \text{ for all } j\}
+
+    Mean-like. Conflicts with no task.
+
+    Args:
+        base, preference, options: as in :class:`UPGrad`.
+
+    Raises:
+        TypeError, ValueError: as :class:`UPGrad`.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.zeros(2))
+        >>> optimizer = DualProj(torch.optim.SGD([weight], lr=1.0))
+        >>> optimizer.backward([weight[0], weight[1] - 3 * weight[0]])
+        >>> [round(number, 4) + 0.0 for number in weight.grad.tolist()]
+        [0.0, 0.5]
+
+    Sources: David Lopez-Paz and Marc'Aurelio Ranzato, "Gradient Episodic Memory for Continual
+    Learning", 2017; Pierre Quinton and Valérian Rey, "Jacobian Descent for Multi-Objective
+    Optimization", 2024.
+    """
+
+    def __init__(
+        self,
+        base: Optimizer,
+        *,
+        preference: Mapping[Any, float] | Sequence[float] | None = None,
+        **options: Unpack[Options],
+    ) -> None:
+        super().__init__(base, ProjectionMethod(dualproj_weights, preference), **options)

@@ -25,6 +25,9 @@ from gradsurgery.optimizer.tasks import Tasks
 
 Granularity = Literal["model", "group", "tensor"]
 
+_PRECISE = (torch.float64, torch.complex128)
+_NOISE = 1e-7  # of inner products whose terms are summed in float32, block by block
+
 
 class Surgery:
     """Makes one gradient of the tasks' by a method.
@@ -140,8 +143,10 @@ class Surgery:
         if self.method.needs_gram or self.monitor:
             gram = buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all")
             gram = _by_task(gram, buffer)
-        device = next(iter(buffer.touched())).device
-        weights, coefficients = self.weigh(gram, of_tasks, step.losses, device)
+        touched = buffer.touched()
+        noise = None if all(p.dtype in _PRECISE for p in touched) else _NOISE
+        device = touched[0].device
+        weights, coefficients = self.weigh(gram, of_tasks, step.losses, device, noise)
         if self.watched and gram is not None:
             groups = Units(self.watched.values())
             watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
@@ -159,6 +164,7 @@ class Surgery:
         of_tasks: Sequence[int],
         losses: Mapping[int, Tensor],
         device: torch.device,
+        noise: float | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
         """Asks the method for the weights of some tasks in each unit, and for what the projections
         of a method that projects are made of."""
@@ -176,6 +182,7 @@ class Surgery:
             self.clock.seed,
             self.clock.on(device),
             fused=self.fused is not False and _are_fused(kernels.choose(self.fused, device)),
+            noise=noise,
         )
         found = method.weights(seen).detach()
         if found.ndim == 3:

@@ -100,5 +100,5 @@ def test_every_block_is_run(guide):
         for heading in blocks(guide):
             assert f'"{heading}"' in source, heading
     else:
-        source = (tests / "distributed_worker.py").read_text(encoding="utf-8")
+        source = (tests / "library" / "distributed" / "worker.py").read_text(encoding="utf-8")
         assert f'guide("{stem}")' in source

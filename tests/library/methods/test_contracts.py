@@ -23,34 +23,12 @@ from torch.optim.optimizer import (
     register_optimizer_step_post_hook,
     register_optimizer_step_pre_hook,
 )
-from torchjd.aggregation import MGDAWeighting
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
+from tests.library.methods.table import DECLARED, OWN_LENGTH, TASKS, WRAPPERS, equal_norms
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
-TASKS = ("a", "b", "c")
-
-
-def equal_norms(gram):
-    """Weights that give every task's gradient the same length."""
-    norms = gram.diagonal().sqrt()
-    return norms.mean() / norms
-
-
-WRAPPERS = {
-    "loss-sum": lambda base: LossSum(base, tasks=TASKS),
-    "loss-sum-monitor": lambda base: LossSum(base, tasks=TASKS, monitor=True),
-    "weighted-sum": lambda base: WeightedSum(base, {"a": 1.0, "b": 0.5, "c": 2.0}),
-    "weighted-sum-monitor": lambda base: WeightedSum(
-        base, [1.0, 0.5, 2.0], tasks=TASKS, monitor=True
-    ),
-    "pcgrad": lambda base: PCGrad(base, tasks=TASKS, seed=3),
-    "pcgrad-mean-all": lambda base: PCGrad(base, reduction="mean", scope="all"),
-    "pcgrad-every-3": lambda base: PCGrad(base, tasks=TASKS, every=3, start_step=2),
-    "custom": lambda base: MultiTaskOptimizer(base, equal_norms, tasks=TASKS),
-    "torchjd": lambda base: MultiTaskOptimizer(base, MGDAWeighting()),
-}
 BASES = {
     "sgd": lambda params: torch.optim.SGD(params, lr=0.05, momentum=0.9),
     "adam": lambda params: torch.optim.Adam(params, lr=0.01),
@@ -67,6 +45,9 @@ looks_early = pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. w
 without_surgery = pytest.mark.filterwarnings("ignore:.*a step without surgery")
 
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
+every_scaled_wrapper = pytest.mark.parametrize(
+    "wrapper", [name for name in WRAPPERS if name not in OWN_LENGTH]
+)
 every_base = pytest.mark.parametrize("base", BASES)
 every_copied_base = pytest.mark.parametrize("base", COPIED_BASES)
 
@@ -1039,7 +1020,7 @@ def scaled_step(model, optimizer, scaler, step, spoil=False, whole=False):
     scaler.update()
 
 
-@every_wrapper
+@every_scaled_wrapper
 @every_copied_base
 @pytest.mark.parametrize("whole", [False, True], ids=["blocks", "backward"])
 def test_loss_scaling_changes_nothing(wrapper, base, whole):
@@ -1053,7 +1034,7 @@ def test_loss_scaling_changes_nothing(wrapper, base, whole):
         assert_identical(parameters_of(twin), parameters_of(model))
 
 
-@every_wrapper
+@every_scaled_wrapper
 @every_copied_base
 def test_loss_scaling_skips_a_non_finite_step_and_goes_on_clean(wrapper, base):
     model, optimizer = build(wrapper, base)
@@ -1339,7 +1320,6 @@ OPEN_NAMES = {  # refused only where the tasks are declared
     "more losses than tasks",
     "checkpoint of other tasks",
 }
-DECLARED = [name for name in WRAPPERS if name not in ("pcgrad-mean-all", "torchjd")]
 
 
 GENERATORS = {  # seen to be bad after the first losses have been back-propagated
