@@ -66,6 +66,16 @@ class Table:
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.header) for row in self.rows)
 
+    @classmethod
+    def of(cls, header: Iterable[Cell], rows: Iterable[Iterable[Cell]]) -> Table:
+        """Take a header and rows of any kind.
+
+        Example:
+            >>> Table.of(["", "count"], [["all", "7"]]).rows
+            (('all', '7'),)
+        """
+        return cls(tuple(header), tuple(tuple(row) for row in rows))
+
 
 @dataclass(frozen=True)
 class Figure:
