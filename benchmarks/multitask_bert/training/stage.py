@@ -144,9 +144,16 @@ class Steps:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes it back."""
+        """Takes it back.
+
+        Raises:
+            ValueError: the optimizer refuses its state, or the state has another seed.
+        """
         options = [_options(group) for group in self.optimizer.param_groups]
+        seed = self.optimizer.seed
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.optimizer.seed != seed:
+            raise ValueError(f"another seed {self.optimizer.seed!r}")
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)  # the recipe says what they are
         self.loader.load_state_dict(state["loader"])
