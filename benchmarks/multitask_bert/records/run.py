@@ -23,6 +23,16 @@ Json: TypeAlias = dict[str, Any]
 SETTINGS: Json = {"encoder": None, "max_steps": None, "scale": 1.0, "precision": None}
 
 
+def settings_of(config: Mapping[str, Any]) -> Json:
+    """Give a config's value of each of ``SETTINGS``.
+
+    Example:
+        >>> settings_of({"encoder": "tiny", "seed": 1})
+        {'encoder': 'tiny', 'max_steps': None, 'scale': 1.0, 'precision': None}
+    """
+    return {name: config.get(name, default) for name, default in SETTINGS.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Run:
     """What one run left in its folder."""
@@ -45,7 +55,7 @@ class Run:
     @property
     def settings(self) -> Json:
         """The run's value of each of ``SETTINGS``."""
-        return {name: self.config.get(name, default) for name, default in SETTINGS.items()}
+        return settings_of(self.config)
 
     @property
     def end(self) -> Json | None:
