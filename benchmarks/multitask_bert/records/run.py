@@ -1,4 +1,4 @@
-"""What a run left in its folder, read: configuration, events and predictions."""
+"""The contents of a run's folder, read: configuration, events and predictions."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from benchmarks.multitask_bert.tasks import TASKS
 
 Json: TypeAlias = dict[str, Any]
 
-# What tells two runs of a recipe apart besides their seeds, and its value where it is not told.
+# Settings that tell two runs of a recipe apart besides their seeds, and their values by default.
 SETTINGS: Json = {"encoder": None, "max_steps": None, "scale": 1.0, "precision": None}
 
 
@@ -35,7 +35,7 @@ def settings_of(config: Mapping[str, Any]) -> Json:
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one run left in its folder."""
+    """The contents of one run's folder."""
 
     folder: Path
     config: Json

@@ -1,4 +1,4 @@
-"""What a reader of the tables has to know, in sentences."""
+"""Sentences that a reader of the tables needs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run changes as it goes on: its model, its progress, and the steps of its stage."""
+"""The state that a run changes as it goes on: model, progress, and the steps of its stage."""
 
 from __future__ import annotations
 
