@@ -15,17 +15,9 @@ from benchmarks.multitask_bert.recipes.catalog import all_recipes
 from benchmarks.multitask_bert.records.rows import Section, find_runs, group_by_data
 
 RECIPES = all_recipes()
-
-
 SIZES = {"sst": 1101, "quora": 20212, "sts": 863, "cfimdb": 245}
-
-
 METRICS = {"sst": 0.50, "quora": 0.80, "sts": 0.80}
-
-
 LOSS_SUM, PCGRAD = "smet-walker/general-linear-loss-sum", "smet-walker/v2-dropout-0.3"
-
-
 CJ, CJ_GS = "chada-jolly/baseline", "chada-jolly/gs"
 
 
