@@ -1,1 +1,1 @@
-"""What surrounds the library: the multi-task BERT benchmark and the speed suite."""
+"""Benchmarks of the library: the multi-task BERT benchmark and the speed suite."""

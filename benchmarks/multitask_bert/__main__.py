@@ -45,8 +45,11 @@ def _answer(given: list[str]) -> int:
 
 
 def _answer_together(given: list[str]) -> int:
-    """The same in one of several processes. All end together, because torchrun ends the others as
-    soon as one has failed, and the first has to say why."""
+    """Answers as one of several processes.
+
+    All end together, because torchrun ends the others as soon as one has failed, and the first has
+    to say why.
+    """
     from benchmarks.multitask_bert.training.processes import CrashError, LostError, joined
 
     with joined() as processes:

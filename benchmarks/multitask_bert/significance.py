@@ -1,4 +1,4 @@
-"""What chance alone could do: standard errors, exact tests, and the verdict on a difference."""
+"""Chance, told from differences: standard errors, exact tests, and the verdict on a difference."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MIN_COUNT = 10
 
 
 class Verdict(str, Enum):
-    """What a difference is worth."""
+    """The worth of a difference."""
 
     HIGHER = "higher"
     LOWER = "lower"

@@ -1,4 +1,4 @@
-"""What surgery costs beside its peers: whole steps, kernels, memory, the trainer, and asv's suite.
+"""The cost of surgery beside its peers: whole steps, kernels, memory, the trainer, and asv's suite.
 
 ``python -m benchmarks.speed --help`` lists the commands.
 """

@@ -156,7 +156,7 @@ def compare(num_parameters: Sequence[int] = NUM_PARAMETERS, *, rounds: int = 7) 
 
 
 def check(ways: dict[str, CombineFirst]) -> None:
-    """Whether two steps of each way lead to the same parameters.
+    """Checks that two steps of each way lead to the same parameters.
 
     Raises:
         WrongAnswerError: they do not.

@@ -1,7 +1,7 @@
-"""Whether a method's combined gradient is right: Algorithm 1 in float64, on the same batches.
+"""The right answers of methods: Algorithm 1 in float64, on the same batches.
 
-A method is timed only after that. The algorithm is written out on whole vectors, as the paper has
-it, and shares no code with the library.
+A method is timed only after its answer is checked. The algorithm is written out on whole vectors,
+as the paper has it, and shares no code with the library.
 
 Source: Tianhe Yu et al., "Gradient Surgery for Multi-Task Learning", 2020, Algorithm 1.
 """

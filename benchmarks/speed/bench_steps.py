@@ -56,7 +56,7 @@ class Ratios:
 
 
 class Costs:
-    """What does not depend on the machine: FLOPs of forwards and backwards, peak memory."""
+    """Costs that do not depend on the machine: FLOPs of forwards and backwards, peak memory."""
 
     params = _ONE_P
     param_names = ("T", "P", "method")

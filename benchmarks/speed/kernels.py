@@ -1,4 +1,4 @@
-"""What the parts of surgery cost over T and P, beside the floor: a CSV file and its plot."""
+"""The cost of the parts of surgery over T and P, beside the floor: a CSV file and its plot."""
 
 from __future__ import annotations
 

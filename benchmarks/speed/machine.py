@@ -42,7 +42,7 @@ def readers(flat: Tensor) -> dict[str, Action]:
 
 
 def fastest_reader(timings: Timings) -> str:
-    """Of the readers among the actions, the one that sets the bandwidth."""
+    """Returns the fastest reader among the actions, which sets the bandwidth."""
     return timings.fastest([name for name in timings.seconds if name.startswith(_READ)])
 
 

@@ -43,7 +43,7 @@ class Quartiles:
 
 @dataclass(frozen=True)
 class Action:
-    """What is timed, and what must come before it and is not."""
+    """A function that is timed, and one that must come before it and is not."""
 
     run: Callable[[], object]
     prepare: Callable[[], object] = lambda: None
@@ -60,7 +60,7 @@ class Timings:
         return Quartiles.of(self.seconds[name])
 
     def ratio(self, name: str, to: str) -> Quartiles:
-        """Of the ratios of two actions, one a round.
+        """Quartiles of the ratios of two actions, one a round.
 
         Example:
             >>> Timings({"a": [1.0, 2.0, 9.0], "b": [1.0, 1.0, 3.0]}).ratio("a", to="b").median

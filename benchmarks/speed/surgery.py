@@ -57,7 +57,7 @@ class Gradients:
                 torch.dot(self.parameter, row).backward()
 
     def operate(self) -> None:
-        """What is timed: from the rows to the combined gradient."""
+        """Goes from the rows to the combined gradient; this is timed."""
         self.optimizer.surgery()
 
     def check(self) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from benchmarks.multitask_bert.page.markdown import bullets, table
+from benchmarks.multitask_bert.page.markdown import table
 from benchmarks.speed import compiled, cuda, steps, surgery, trainer
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Experiment, Finding, Row, Settings, not_measured
@@ -71,7 +71,7 @@ def draw(rows: Sequence[Row], found: dict[str, Finding], device: str, settings: 
     lines = table(["", "measured: median [quartiles]", "target", "verdict"], cells)
     notes = dict.fromkeys(note for row in rows for note in found[row.key].notes)
     if notes:
-        lines += bullets(notes)
+        lines += [*(f"- {note}" for note in notes), ""]
     details = [f"{settings.rounds} rounds", f"seed {settings.seed}"]
     if settings.quick:
         details.insert(0, "quick: tiny sizes, not a measurement")

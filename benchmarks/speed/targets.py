@@ -44,7 +44,7 @@ class Target:
             raise ValueError(f"rule: must be one of ≤, ≥, =, got {self.rule!r}")
 
     def met(self, value: float) -> bool:
-        """Whether a number is within the bound."""
+        """Tells whether a number is within the bound."""
         if self.rule == "=":
             return value == self.bound
         return value <= self.bound if self.rule == "≤" else value >= self.bound
@@ -55,7 +55,7 @@ class Target:
 
 @dataclass(frozen=True)
 class Finding:
-    """What a row's measurement gave.
+    """The result of a row's measurement.
 
     Args:
         measured: as the table shows it.

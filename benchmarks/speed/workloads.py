@@ -1,4 +1,4 @@
-"""What a step is made of: a shared trunk, a head for each task, and a batch for each task."""
+"""The parts of a step: a shared trunk, a head for each task, and a batch for each task."""
 
 from __future__ import annotations
 
@@ -79,7 +79,7 @@ class Workload:
         return list(self.heads.parameters())
 
     def features(self, task: int) -> Tensor:  # [B, D]
-        """What the trunk makes of a task's batch."""
+        """Features that the trunk gives for a task's batch."""
         with self.precision():
             return self.encode(self.inputs[task])
 

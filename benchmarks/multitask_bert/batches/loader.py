@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
 from itertools import islice
@@ -10,6 +9,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
+from benchmarks.multitask_bert.batches.seeds import derive_seed
 from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
 from benchmarks.multitask_bert.batches.tokens import Batch
 
@@ -77,10 +77,9 @@ class BatchLoader:
     def _order(self) -> Tensor:  # [N] int64
         if not self.shuffle:
             return self._indices
-        # A hash, not seed + epoch: epoch 1 of seed 0 must not repeat epoch 0 of seed 1.
         # Four bytes are all that torch's CPU generator uses of a seed.
-        digest = hashlib.blake2b(f"{self.seed} {self.epoch}".encode(), digest_size=4).digest()
-        generator = torch.Generator("cpu").manual_seed(int.from_bytes(digest, "big"))
+        seed = derive_seed(self.seed, self.epoch, num_bytes=4)
+        generator = torch.Generator("cpu").manual_seed(seed)
         places = torch.randperm(len(self._indices), generator=generator, device="cpu")
         return self._indices[places]
 

@@ -31,7 +31,7 @@ SW, CHADA, BENTON, XU, JIANG = "smet-walker", "chada-jolly", "benton", "xu", "ji
 
 @dataclass(frozen=True)
 class Claim:
-    """What reports say, in our words.
+    """A statement that reports make, in our words.
 
     Args:
         id: ``C1`` to ``C30``.

@@ -1,4 +1,4 @@
-"""What two recipes differ by in a dev metric, in their conflicts or in time."""
+"""Differences of two recipes in a dev metric, in their conflicts or in time."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ SYNTHETIC = "built-in corpus: "
 
 @dataclass(frozen=True)
 class Finding:
-    """What the runs say about one claim.
+    """The runs' answer to one claim.
 
     Args:
         id: ``C1`` to ``C30``.

@@ -1,4 +1,4 @@
-"""What a recipe's training logged about the tasks' gradients."""
+"""Numbers that a recipe's training logged about the tasks' gradients."""
 
 from __future__ import annotations
 

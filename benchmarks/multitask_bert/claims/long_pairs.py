@@ -1,4 +1,4 @@
-"""Whether a recipe's STS scores are too high on long pairs."""
+"""The error of a recipe's STS scores on long pairs: are they too high?"""
 
 from __future__ import annotations
 

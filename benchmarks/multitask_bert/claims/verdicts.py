@@ -1,4 +1,4 @@
-"""What a measured number says about a claim, and what several of them say together."""
+"""Verdicts on a claim from a measured number, or from several together."""
 
 from __future__ import annotations
 

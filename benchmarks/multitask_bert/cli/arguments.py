@@ -166,8 +166,8 @@ def make_parser() -> argparse.ArgumentParser:
     analyze = commands.add_parser(
         "analyze",
         help="where finished runs go wrong",
-        description="Makes analysis.md and plots/*.png of each finished run. The files quote texts "
-        "of the data.",
+        description="Makes analysis.md, plots/*.png, and analysis.html, a page that needs no other "
+        "file, of each finished run. The files quote texts of the data.",
     )
     analyze.set_defaults(command="analyze")
     analyze.add_argument(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -20,6 +20,7 @@ from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, find_all
 from benchmarks.multitask_bert.recipes.overrides import override
 from benchmarks.multitask_bert.records.lock import alone_in
 from benchmarks.multitask_bert.records.record import Record, RecordError
+from benchmarks.multitask_bert.records.run import settings_of
 from benchmarks.multitask_bert.training import loop
 from benchmarks.multitask_bert.training.plan import Plan, check_runnable
 from benchmarks.multitask_bert.training.processes import LostError, Processes, here, local_rank
@@ -194,6 +195,10 @@ def _is_complete(plan: Plan) -> bool:
     return Record(plan.folder).is_complete
 
 
+def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: config.get(name) for name in ("recipe", "deviations", "data", "seed")}
+
+
 def _check_folder(plan: Plan, *, resume: bool) -> None:
     """Refuses a folder with another run in it, or with one that nobody asked to go on with."""
     record = Record(plan.folder)
@@ -211,8 +216,8 @@ def _check_folder(plan: Plan, *, resume: bool) -> None:
             f"{plan.folder}: must be a run on {here} process{'' if here == 1 else 'es'}, found one "
             f"on {number}; start that many with torchrun, or choose another --out"
         )
-    decisive = set(plan.config) - {"command", "device", "version", "data_notice"}
-    different = sorted(key for key in decisive if before.get(key) != plan.config[key])
+    asked, found = ({**settings_of(each), **_identity(each)} for each in (plan.config, before))
+    different = sorted(key for key in asked if found[key] != asked[key])
     if different:
         raise RecordError(
             f"{plan.folder}: must be a run of the same {', '.join(different)}, found another; give "

@@ -1,4 +1,4 @@
-"""What ``--data`` names: the built-in corpus, or a folder of data files."""
+"""The source that ``--data`` names: the built-in corpus, or a folder of data files."""
 
 from __future__ import annotations
 

@@ -183,7 +183,7 @@ def _split(task: str, name: str, drawn: list[_Written]) -> Split:
 
 @dataclass(frozen=True)
 class _Meaning:
-    """What a sentence tells: a concept for each slot, affirmed or negated."""
+    """The meaning of a sentence: a concept for each slot, affirmed or negated."""
 
     concepts: tuple[int, ...]
     negated: bool

@@ -1,4 +1,4 @@
-"""Where a run goes wrong: the error analyses of its dev predictions as Markdown and plots.
+"""Where a run goes wrong: the error analyses of its dev predictions, as Markdown, a page and plots.
 
 It derives everything from the run folder and the texts of its data, and never imports torch.
 """
@@ -14,10 +14,32 @@ import numpy as np
 
 from benchmarks.multitask_bert import metrics
 from benchmarks.multitask_bert.errors.outcomes import Outcomes, read_outcomes
-from benchmarks.multitask_bert.errors.pairs import LONG_PAIR, PairErrors, binary_page, score_page
+from benchmarks.multitask_bert.errors.pairs import (
+    LONG_PAIR,
+    PairErrors,
+    binary_blocks,
+    score_blocks,
+)
 from benchmarks.multitask_bert.errors.plots import draw_binary, draw_classes, draw_scores, save
-from benchmarks.multitask_bert.errors.sentences import SentenceErrors, confusion_page, sentence_page
-from benchmarks.multitask_bert.page.markdown import Page
+from benchmarks.multitask_bert.errors.sentences import (
+    SentenceErrors,
+    confusion_blocks,
+    sentence_blocks,
+)
+from benchmarks.multitask_bert.page.document import (
+    Block,
+    Figure,
+    Heading,
+    Items,
+    Paragraph,
+    Table,
+    Text,
+    code,
+    plain,
+    strong,
+)
+from benchmarks.multitask_bert.page.html_page import to_html
+from benchmarks.multitask_bert.page.markdown import to_markdown
 from benchmarks.multitask_bert.records.rows import CONSTANT, Run, find_runs, metric_title
 from benchmarks.multitask_bert.significance import (
     LEVEL,
@@ -29,7 +51,7 @@ from benchmarks.multitask_bert.significance import (
 )
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure as Drawing
 
 NUM_WORST = 5
 # A share of predictions of one class, from which on little else is learned.
@@ -46,9 +68,10 @@ def analyze(
     long_pair: int = LONG_PAIR,
     num_worst: int = NUM_WORST,
 ) -> str:
-    """Write ``analysis.md`` and ``plots/*.png`` of one finished run, and give the Markdown.
+    """Write ``analysis.md``, ``analysis.html`` and ``plots/*.png`` of one finished run.
 
-    The files quote texts of the data.
+    Gives the Markdown. The HTML page holds its plots and needs no other file. The files quote
+    texts of the data.
 
     Args:
         run: the run folder.
@@ -104,59 +127,65 @@ def analyze_all(runs: Sequence[Path], data: str | None = None, out: Path | None 
 def _analyze(run: Run, data: str | None, out: Path, long_pair: int, num_worst: int) -> str:
     outcomes = read_outcomes(run, data)
     source = str(data or run.config["data"])
-    findings = Page()
+    findings: list[Block] = []
     for each in outcomes:
-        findings.heading(each.task.title)
+        findings.append(Heading(each.task.title))
         if each.is_degenerate:
-            findings.paragraph(_degenerate(each))
+            findings.append(Paragraph(_degenerate(each)))
             _plot_path(out, each).unlink(missing_ok=True)  # left by an earlier analysis
         else:
-            findings.add(_task_page(each, source, out, long_pair, num_worst))
-    overview = Page()
+            findings += _task_blocks(each, source, out, long_pair, num_worst)
     notice = str(run.config.get("data_notice") or source).rstrip(".") + "."
     if source == "synthetic":
-        notice = f"**SYNTHETIC DATA, NOT SST, QUORA AND STS.** {notice[:1].upper()}{notice[1:]}"
-    overview.paragraph(notice)
-    overview.heading(f"Where `{run.recipe['id']}`, seed {run.seed}, goes wrong", 1)
-    _write_overview(overview, run, outcomes)
-    overview.bullets(_remarks(run, outcomes, findings))
-    _write_compromise(overview, run)
-    overview.add(findings)
-    text = "\n".join(overview.lines)
+        warning = strong("SYNTHETIC DATA, NOT SST, QUORA AND STS.")
+        first = Paragraph((warning, f" {notice[:1].upper()}{notice[1:]}"))
+    else:
+        first = Paragraph(notice)
+    title = ("Where ", code(run.recipe["id"]), f", seed {run.seed}, goes wrong")
+    blocks = [
+        first,
+        Heading(title, 1),
+        _overview(outcomes),
+        Items(tuple(_remarks(run, outcomes, findings))),
+        *_compromise(run),
+        *findings,
+    ]
+    text = to_markdown(blocks)
     out.mkdir(parents=True, exist_ok=True)
     (out / "analysis.md").write_text(text, encoding="utf-8")
+    (out / "analysis.html").write_text(to_html(blocks, plain(title), out), encoding="utf-8")
     return text
 
 
-def _task_page(outcomes: Outcomes, source: str, out: Path, long_pair: int, num_worst: int) -> Page:
-    draw: Callable[[], Figure]
+def _task_blocks(
+    outcomes: Outcomes, source: str, out: Path, long_pair: int, num_worst: int
+) -> Iterator[Block]:
+    draw: Callable[[], Drawing]
     if outcomes.task.kind == "classes":
         sentences = SentenceErrors(outcomes)
-        pages = [confusion_page(outcomes), sentence_page(sentences, num_worst)]
-        draw = partial(draw_classes, sentences)
+        parts = [confusion_blocks(outcomes), sentence_blocks(sentences, num_worst)]
+        draw, shown = partial(draw_classes, sentences), "the confusion matrix, accuracy of groups"
     elif outcomes.task.kind == "binary":
         pairs = PairErrors(outcomes, long_pair)
-        pages = [confusion_page(outcomes), binary_page(pairs, num_worst)]
-        draw = partial(draw_binary, pairs)
+        parts = [confusion_blocks(outcomes), binary_blocks(pairs, num_worst)]
+        draw, shown = partial(draw_binary, pairs), "false positives and false negatives of groups"
     else:
         pairs = PairErrors(outcomes, long_pair)
-        pages = [score_page(pairs, num_worst)]
-        draw = partial(draw_scores, pairs)
+        parts = [score_blocks(pairs, num_worst)]
+        draw, shown = partial(draw_scores, pairs), "signed errors of groups"
     title = f"{outcomes.task.title}: errors on the dev split"
     path = _plot_path(out, outcomes)
     save(draw, path, f"{title} ({'SYNTHETIC data' if source == 'synthetic' else source})")
-    page = Page()
-    page.image(title, path.relative_to(out))
-    for each in pages:
-        page.add(each)
-    return page
+    yield Figure(title, path.relative_to(out), f"{title}: {shown}; the numbers are in the tables.")
+    for part in parts:
+        yield from part
 
 
 def _plot_path(out: Path, outcomes: Outcomes) -> Path:
     return out / "plots" / f"errors-{outcomes.task.name}.png"
 
 
-def _write_overview(page: Page, run: Run, outcomes: Sequence[Outcomes]) -> None:
+def _overview(outcomes: Sequence[Outcomes]) -> Table:
     rows = []
     for each in outcomes:
         constant = metrics.constant_metric(each.task.kind, each.labels)
@@ -171,10 +200,10 @@ def _write_overview(page: Page, run: Run, outcomes: Sequence[Outcomes]) -> None:
                 judge(gain, len(each)),
             ]
         )
-    page.table(["", "dev examples", "this run", CONSTANT, "this run is"], rows)
+    return Table.of(["", "dev examples", "this run", CONSTANT, "this run is"], rows)
 
 
-def _remarks(run: Run, outcomes: Sequence[Outcomes], findings: Page) -> Iterator[str]:
+def _remarks(run: Run, outcomes: Sequence[Outcomes], findings: Sequence[Block]) -> Iterator[Text]:
     """Give what a reader has to know, the gravest first."""
     for each in outcomes:
         if each.is_degenerate:
@@ -184,8 +213,9 @@ def _remarks(run: Run, outcomes: Sequence[Outcomes], findings: Page) -> Iterator
         recorded = run.metrics.get(each.task.name)
         if recorded is not None and not abs(recorded - each.metric) <= METRIC_TOLERANCE:
             yield (
-                f"**The record says otherwise**: {metric_title(each.task.name)} {recorded:.3f} in "
-                f"metrics.jsonl, {each.metric:.3f} from the predictions."
+                strong("The record says otherwise"),
+                f": {metric_title(each.task.name)} {recorded:.3f} in metrics.jsonl, "
+                f"{each.metric:.3f} from the predictions.",
             )
     yield (
         "± is one standard error from the choice of dev examples. It knows nothing of other seeds, "
@@ -197,7 +227,8 @@ def _remarks(run: Run, outcomes: Sequence[Outcomes], findings: Page) -> Iterator
         f"than {MIN_COUNT} examples, or no outcome of as many could have given such a p, there are "
         f"{Verdict.TOO_FEW.value}."
     )
-    verdicts = [cell for cell in findings.cells if isinstance(cell, Verdict)]
+    rows = (row for block in findings if isinstance(block, Table) for row in block.rows)
+    verdicts = [cell for row in rows for cell in row if isinstance(cell, Verdict)]
     judged = [verdict for verdict in verdicts if verdict is not Verdict.TOO_FEW]
     named = [verdict for verdict in judged if verdict is not Verdict.NOISE]
     yield (
@@ -223,14 +254,15 @@ def _remarks(run: Run, outcomes: Sequence[Outcomes], findings: Page) -> Iterator
         yield "Word pieces are not counted: the encoder's tokenizer.json is not at hand."
 
 
-def _degenerate(outcomes: Outcomes) -> str:
+def _degenerate(outcomes: Outcomes) -> Text:
     return (
-        f"**Degenerate**: the {outcomes.task.title} predictions are all one value or not finite "
-        f"(the first is {outcomes.predictions[0]:g}), so there are no errors to compare."
+        strong("Degenerate"),
+        f": the {outcomes.task.title} predictions are all one value or not finite "
+        f"(the first is {outcomes.predictions[0]:g}), so there are no errors to compare.",
     )
 
 
-def _nearly_constant(outcomes: Outcomes) -> str | None:
+def _nearly_constant(outcomes: Outcomes) -> Text | None:
     if outcomes.task.kind == "score":
         return None
     classes, counts = np.unique(outcomes.predictions, return_counts=True)
@@ -239,13 +271,14 @@ def _nearly_constant(outcomes: Outcomes) -> str | None:
         return None
     constant = metrics.constant_metric(outcomes.task.kind, outcomes.labels)
     return (
-        f"**Nearly constant**: {share:.1%} of the {outcomes.task.title} predictions are class "
-        f"{classes[counts.argmax()]:g}; accuracy {outcomes.metric:.3f}, {CONSTANT} {constant:.3f}."
+        strong("Nearly constant"),
+        f": {share:.1%} of the {outcomes.task.title} predictions are class "
+        f"{classes[counts.argmax()]:g}; accuracy {outcomes.metric:.3f}, {CONSTANT} {constant:.3f}.",
     )
 
 
-def _write_compromise(page: Page, run: Run) -> None:
-    """Write what each task gives up for the one checkpoint that serves all of them."""
+def _compromise(run: Run) -> Iterator[Block]:
+    """Tell what each task gives up for the one checkpoint that serves all of them."""
     steps = [step for step, event in run.by_step("dev").items() if event.get("best")]
     rows = []
     for task in run.metrics if steps else ():
@@ -255,7 +288,8 @@ def _write_compromise(page: Page, run: Run) -> None:
             cells = [f"{curve[best]:.3f}", f"{chosen:.3f}", f"{curve[best] - chosen:.3f}"]
             rows.append([metric_title(task), str(best), *cells])
     if rows:
-        page.heading("Each task's own best checkpoint")
+        yield Heading("Each task's own best checkpoint")
         header = ["", "its best step", "metric there", f"at step {steps[-1]}, the one kept"]
-        page.table([*header, "given up"], rows)
-        page.paragraph("The best of several evaluations is too high by chance: compare with the ±.")
+        yield Table.of([*header, "given up"], rows)
+        text = "The best of several evaluations is too high by chance: compare with the ±."
+        yield Paragraph(text)

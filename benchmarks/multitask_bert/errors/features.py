@@ -1,4 +1,4 @@
-"""What a text says about itself that may explain an error: overlap, negation, numbers, names."""
+"""Features of texts that may explain an error: overlap, negation, numbers, names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _SENTENCE_END = re.compile(r"[.?!:;]+[\s\"')]+|[\"\u201c\u201d(]")
 
 @dataclass(frozen=True)
 class Background:
-    """What is known beside the two texts themselves."""
+    """Knowledge from outside of the texts that are compared."""
 
     names: frozenset[str] = frozenset()
     seen: frozenset[str] = frozenset()  # the words of all training texts
@@ -41,7 +41,7 @@ class Background:
 
 @dataclass(frozen=True)
 class PairFeatures:
-    """What is measured on two texts."""
+    """Measurements on two texts."""
 
     num_characters: int
     num_words: int
@@ -59,7 +59,7 @@ class PairFeatures:
 
 @dataclass(frozen=True)
 class SentenceFeatures:
-    """What is measured on one text."""
+    """Measurements on one text."""
 
     num_words: int
     polarity: int

@@ -1,4 +1,4 @@
-"""What a run predicted beside what was asked: its prediction files joined with the texts."""
+"""Predictions beside labels: the prediction files of a run joined with the texts."""
 
 from __future__ import annotations
 

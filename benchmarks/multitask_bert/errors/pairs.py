@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -19,7 +19,8 @@ from benchmarks.multitask_bert.errors.contrasts import (
 )
 from benchmarks.multitask_bert.errors.features import pair_features
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
-from benchmarks.multitask_bert.page.markdown import Page
+from benchmarks.multitask_bert.errors.quotes import quote
+from benchmarks.multitask_bert.page.document import Block, Heading, Table
 from benchmarks.multitask_bert.significance import (
     Estimate,
     judge,
@@ -120,21 +121,20 @@ class PairErrors:
         }
 
 
-def score_page(found: PairErrors, num_worst: int) -> Page:
+def score_blocks(found: PairErrors, num_worst: int) -> Iterator[Block]:
     """Write about the signed errors of scores."""
-    page = Page()
     outcomes = found.outcomes
     errors, labels = outcomes.errors, outcomes.labels
     absolute = (np.mean(np.abs(errors)), np.mean(np.abs(labels - np.median(labels))))
     root_mean_square = (np.sqrt(np.mean(errors**2)), np.std(labels))
-    page.table(
+    yield Table.of(
         ["", "run", "best constant score"],
         [
             ["mean absolute error", *(f"{value:.3f}" for value in absolute)],
             ["root mean square error", *(f"{value:.3f}" for value in root_mean_square)],
         ],
     )
-    page.table(
+    yield Table.of(
         ["", "predictions", "labels"],
         [
             ["mean", f"{outcomes.predictions.mean():.2f}", f"{labels.mean():.2f}"],
@@ -143,37 +143,35 @@ def score_page(found: PairErrors, num_worst: int) -> Page:
     )
     everything = Group("all pairs", np.ones(len(outcomes), dtype=bool))
     header = ["pairs", "number", "signed error", "over", "under", "sign test p", "predicted"]
-    page.table(header, [_sign_row(errors, everything)])
+    yield Table.of(header, [_sign_row(errors, everything)])
     for title, sorted_pairs in found.bins.items():
-        page.heading(title, 3)
-        page.table(header, [_sign_row(errors, group) for group in sorted_pairs])
-    page.heading("Groups against the rest", 3)
-    page.table(
+        yield Heading(title, 3)
+        yield Table.of(header, [_sign_row(errors, group) for group in sorted_pairs])
+    yield Heading("Groups against the rest", 3)
+    yield Table.of(
         MEAN_HEADER, [found.mean_contrast(group).cells(group.title) for group in found.groups]
     )
-    page.heading("Trends of the signed error", 3)
-    page.table(
+    yield Heading("Trends of the signed error", 3)
+    yield Table.of(
         ["for each further", "slope", "at equal label", "all else equal", "predicted"],
         [
             [title, *(slope.text("{:+.3f}") for slope in slopes), judge(slopes[-1], len(outcomes))]
             for title, slopes in found.slopes().items()
         ],
     )
-    page.heading("Worst examples", 3)
+    yield Heading("Worst examples", 3)
     for group in (everything, *found.groups):
         inside, _ = group.split()
         worst = outcomes.largest(np.abs(errors), inside, num_worst)
-        page.examples(group.title, worst, int(inside.sum()))
-    return page
+        yield from quote(group.title, worst, int(inside.sum()))
 
 
-def binary_page(found: PairErrors, num_worst: int) -> Page:
+def binary_blocks(found: PairErrors, num_worst: int) -> Iterator[Block]:
     """Write about false positives and false negatives."""
-    page = Page()
     header = ["pairs", "label 0", "false positives", "rest", "p", "rate"]
     header += ["label 1", "false negatives", "rest", "p", "rate"]
     for title, groups in {**found.bins, "Groups against the rest": found.groups}.items():
-        page.heading(title, 3)
+        yield Heading(title, 3)
         rows = []
         for group in groups:
             cells = [group.title]
@@ -181,8 +179,8 @@ def binary_page(found: PairErrors, num_worst: int) -> Page:
                 shares = (contrast.group.text("{:.3f}"), contrast.rest.text("{:.3f}"))
                 cells += [str(contrast.count), *shares, contrast.test.text, contrast.verdict]
             rows.append(cells)
-        page.table(header, rows)
-    page.heading("Worst examples", 3)
+        yield Table.of(header, rows)
+    yield Heading("Worst examples", 3)
     outcomes, overlap = found.outcomes, found.features["jaccard"]
     positive, negative = outcomes.errors > 0, outcomes.errors < 0
     shown = {
@@ -191,8 +189,7 @@ def binary_page(found: PairErrors, num_worst: int) -> Page:
         **{f"false positives, {g.title}": (overlap, positive & g.members) for g in found.groups},
     }
     for title, (values, wrong) in shown.items():
-        page.examples(title, outcomes.largest(values, wrong, num_worst), int(wrong.sum()))
-    return page
+        yield from quote(title, outcomes.largest(values, wrong, num_worst), int(wrong.sum()))
 
 
 def _sign_row(errors: NDArray[Any], group: Group) -> list[str]:

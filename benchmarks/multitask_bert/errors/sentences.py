@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,7 +21,8 @@ from benchmarks.multitask_bert.errors.contrasts import (
 )
 from benchmarks.multitask_bert.errors.features import sentence_features
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
-from benchmarks.multitask_bert.page.markdown import Page
+from benchmarks.multitask_bert.errors.quotes import quote
+from benchmarks.multitask_bert.page.document import Block, Heading, Paragraph, Table
 from benchmarks.multitask_bert.significance import judge_exact, share_estimate, sign_test
 
 SHORT_SENTENCE = 10  # words
@@ -91,9 +92,8 @@ def confusion_of(outcomes: Outcomes) -> Confusion:
     return Confusion.of(outcomes.predictions, outcomes.labels, outcomes.num_classes)
 
 
-def confusion_page(outcomes: Outcomes) -> Page:
+def confusion_blocks(outcomes: Outcomes) -> Iterator[Block]:
     """Write about labels against predictions, whatever the texts are."""
-    page = Page()
     confusion = confusion_of(outcomes)
     measures: dict[str, Callable[[Confusion], float]] = {
         "accuracy": lambda c: c.accuracy,
@@ -101,7 +101,7 @@ def confusion_page(outcomes: Outcomes) -> Page:
     }
     if outcomes.num_classes > 2:
         measures["at most one class off"] = lambda c: c.off_by_one
-    page.table(
+    yield Table.of(
         ["", "run", "best constant class"],
         [
             [title, f"{measure(confusion):.3f}", f"{confusion.best_constant(measure):.3f}"]
@@ -109,14 +109,13 @@ def confusion_page(outcomes: Outcomes) -> Page:
         ],
     )
     classes = range(len(confusion.counts))
-    page.table(
+    yield Table.of(
         ["label", *(f"predicted {c}" for c in classes), "all"],
         [[str(c), *map(str, confusion.counts[c]), str(confusion.num_labels[c])] for c in classes],
     )
     header = ["class", "share of labels", "share of predictions", "p", "predicted"]
     header += ["recall", "precision", "F1"]
-    page.table(header, [_class_row(confusion, c) for c in classes])
-    return page
+    yield Table.of(header, [_class_row(confusion, c) for c in classes])
 
 
 def _class_row(confusion: Confusion, c: int) -> list[str]:
@@ -137,36 +136,34 @@ def _class_row(confusion: Confusion, c: int) -> list[str]:
     ]
 
 
-def sentence_page(found: SentenceErrors, num_worst: int) -> Page:
+def sentence_blocks(found: SentenceErrors, num_worst: int) -> Iterator[Block]:
     """Write about what the sentences that go wrong have in common."""
-    page = Page()
     outcomes = found.outcomes
-    page.heading("Accuracy of groups against the rest", 3)
+    yield Heading("Accuracy of groups against the rest", 3)
     hits = [found.hit_contrast(group).cells(group.title) for group in found.groups]
-    page.table(RATE_HEADER, hits)
+    yield Table.of(RATE_HEADER, hits)
     wrong = outcomes.errors != 0
     shown = {"wrong": wrong, **{f"wrong, {g.title}": wrong & g.members for g in found.groups}}
     if found.neutral is not None:
-        _write_severe(page, found)
-        _write_cues(page, found, found.neutral)
-        _write_neutral(page, found, found.neutral)
+        yield from _about_severe(found)
+        yield from _about_cues(found, found.neutral)
+        yield from _about_neutral(found, found.neutral)
         is_neutral = outcomes.labels == found.neutral
         shown["neutral, predicted at an end"] = is_neutral & found.at_an_end
-    page.heading("Worst examples", 3)
+    yield Heading("Worst examples", 3)
     distance = np.abs(outcomes.errors)
     for title, flags in shown.items():
-        page.examples(title, outcomes.largest(distance, flags, num_worst), int(flags.sum()))
-    return page
+        yield from quote(title, outcomes.largest(distance, flags, num_worst), int(flags.sum()))
 
 
-def _write_severe(page: Page, found: SentenceErrors) -> None:
-    page.heading(f"Share of errors of {SEVERE} classes or more", 3)
+def _about_severe(found: SentenceErrors) -> Iterator[Block]:
+    yield Heading(f"Share of errors of {SEVERE} classes or more", 3)
     rows = [found.severe_contrast(group).cells(group.title) for group in found.groups]
-    page.table(RATE_HEADER, rows)
+    yield Table.of(RATE_HEADER, rows)
 
 
-def _write_cues(page: Page, found: SentenceErrors, neutral: int) -> None:
-    page.heading("Signed error by sentiment and cue", 3)
+def _about_cues(found: SentenceErrors, neutral: int) -> Iterator[Block]:
+    yield Heading("Signed error by sentiment and cue", 3)
     groups = [
         Group(f"{sentiment} sentences: {cue}", found.features[feature], among)
         for sentiment, among in (
@@ -175,11 +172,11 @@ def _write_cues(page: Page, found: SentenceErrors, neutral: int) -> None:
         )
         for cue, feature in (("negation cue", "is_negated"), ("idiom", "has_idiom"))
     ]
-    page.table(MEAN_HEADER, [found.mean_contrast(group).cells(group.title) for group in groups])
+    yield Table.of(MEAN_HEADER, [found.mean_contrast(group).cells(group.title) for group in groups])
 
 
-def _write_neutral(page: Page, found: SentenceErrors, neutral: int) -> None:
-    page.heading("Neutral sentences", 3)
+def _about_neutral(found: SentenceErrors, neutral: int) -> Iterator[Block]:
+    yield Heading("Neutral sentences", 3)
     predictions, polarity = found.outcomes.predictions, found.features["polarity"]
     is_neutral = found.outcomes.labels == neutral
     at_an_end = found.at_an_end
@@ -192,12 +189,12 @@ def _write_neutral(page: Page, found: SentenceErrors, neutral: int) -> None:
     for title, flags in tally.items():
         hits = int((flags & is_neutral).sum())
         rows.append([title, str(hits), share_estimate(hits, count).text("{:.3f}")])
-    page.table([f"{count} neutral sentences", "number", "share"], rows)
-    page.paragraph("With words of praise or blame, against neutral sentences where they balance:")
+    yield Table.of([f"{count} neutral sentences", "number", "share"], rows)
+    yield Paragraph("With words of praise or blame, against neutral sentences where they balance:")
     groups = [
         Group(f"more words of {kind}", members, is_neutral & (members | (polarity == 0)))
         for kind, members in (("praise", polarity > 0), ("blame", polarity < 0))
     ]
-    page.table(MEAN_HEADER, [found.mean_contrast(group).cells(group.title) for group in groups])
+    yield Table.of(MEAN_HEADER, [found.mean_contrast(group).cells(group.title) for group in groups])
     ends = Group("predicted at an end: more praise or more blame", polarity != 0, is_neutral)
-    page.table(RATE_HEADER, [RateContrast.of(at_an_end, *ends.split()).cells(ends.title)])
+    yield Table.of(RATE_HEADER, [RateContrast.of(at_an_end, *ends.split()).cells(ends.title)])

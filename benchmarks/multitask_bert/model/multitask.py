@@ -77,7 +77,7 @@ class MultiTaskModel(nn.Module):
         return vector
 
     def noise_shape(self, batch: Batch) -> tuple[int, int, int]:
-        """Of the noise that :meth:`forward` takes: every token of every sentence."""
+        """Give the shape of the noise that :meth:`forward` takes: every token of every sentence."""
         lengths = [tokens.ids.shape[1] for tokens in (batch.first, batch.second) if tokens]
         return len(lengths) * len(batch), max(lengths), self.encoder.config.hidden_size
 

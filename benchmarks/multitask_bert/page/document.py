@@ -1,4 +1,4 @@
-"""What a page is made of: blocks of text that Markdown and HTML can both draw."""
+"""Blocks of a page, which Markdown and HTML can both draw."""
 
 from __future__ import annotations
 
@@ -54,8 +54,11 @@ class Items:
 
 @dataclass(frozen=True)
 class Table:
-    """Rows below a header, of which the first cell names each; the last ``num_references`` rows
-    are what the others are read against. The last column ``is_prose``, or not."""
+    """A table whose first column names the rows.
+
+    The last ``num_references`` rows are there to read the others against. ``is_prose`` marks a last
+    column of running text.
+    """
 
     header: tuple[Cell, ...]
     rows: tuple[tuple[Cell, ...], ...]
@@ -65,6 +68,16 @@ class Table:
 
     def __post_init__(self) -> None:
         assert all(len(row) == len(self.header) for row in self.rows)
+
+    @classmethod
+    def of(cls, header: Iterable[Cell], rows: Iterable[Iterable[Cell]]) -> Table:
+        """Take a header and rows of any kind.
+
+        Example:
+            >>> Table.of(["", "count"], [["all", "7"]]).rows
+            (('all', '7'),)
+        """
+        return cls(tuple(header), tuple(tuple(row) for row in rows))
 
 
 @dataclass(frozen=True)

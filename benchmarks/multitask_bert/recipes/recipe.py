@@ -34,7 +34,7 @@ class RecipeError(ValueError):
 
 @dataclass(frozen=True)
 class Head:
-    """What turns a sentence embedding into a task's output.
+    """The layers that turn a sentence embedding into a task's output.
 
     Args:
         layers: ``dropout``, ``relu`` or ``linear:WIDTH``, in order, where a width is a number,

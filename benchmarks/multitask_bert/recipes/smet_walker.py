@@ -110,8 +110,10 @@ def general_linear_loss_sum() -> Recipe:
 
 
 def _with_surgery(recipe: Recipe, id: str, description: str) -> Recipe:
-    """The same with PCGrad, in the form of the implementation that the report names: the mean, over
-    the vector of all parameters."""
+    """Put PCGrad into a recipe, in the form of the implementation that the report names.
+
+    It takes the mean, over the vector of all parameters.
+    """
     return replace(
         recipe.in_every_stage(method="pcgrad", reduction="mean", scope="all"),
         id=id,

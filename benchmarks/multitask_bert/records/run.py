@@ -1,4 +1,4 @@
-"""What a run left in its folder, read: configuration, events and predictions."""
+"""The contents of a run's folder, read: configuration, events and predictions."""
 
 from __future__ import annotations
 
@@ -19,13 +19,23 @@ from benchmarks.multitask_bert.tasks import TASKS
 
 Json: TypeAlias = dict[str, Any]
 
-# What tells two runs of a recipe apart besides their seeds, and its value where it is not told.
+# Settings that tell two runs of a recipe apart besides their seeds, and their values by default.
 SETTINGS: Json = {"encoder": None, "max_steps": None, "scale": 1.0, "precision": None}
+
+
+def settings_of(config: Mapping[str, Any]) -> Json:
+    """Give a config's value of each of ``SETTINGS``.
+
+    Example:
+        >>> settings_of({"encoder": "tiny", "seed": 1})
+        {'encoder': 'tiny', 'max_steps': None, 'scale': 1.0, 'precision': None}
+    """
+    return {name: config.get(name, default) for name, default in SETTINGS.items()}
 
 
 @dataclass(frozen=True, eq=False)
 class Run:
-    """What one run left in its folder."""
+    """The contents of one run's folder."""
 
     folder: Path
     config: Json
@@ -45,7 +55,7 @@ class Run:
     @property
     def settings(self) -> Json:
         """The run's value of each of ``SETTINGS``."""
-        return {name: self.config.get(name, default) for name, default in SETTINGS.items()}
+        return settings_of(self.config)
 
     @property
     def end(self) -> Json | None:

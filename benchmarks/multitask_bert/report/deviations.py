@@ -1,4 +1,4 @@
-"""What our runs do not share with the published systems, numbered."""
+"""Numbered deviations of our runs from the published systems."""
 
 from __future__ import annotations
 

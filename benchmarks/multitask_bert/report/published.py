@@ -1,4 +1,4 @@
-"""What the five reports print: their tables, their numbers, and for which data."""
+"""The tables and numbers that the five reports print, and for which data."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a reader of the tables has to know, in sentences."""
+"""Sentences that a reader of the tables needs."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def reading(section: Section) -> Iterator[Text]:
     )
     settings: dict[tuple[str | Span, ...], list[str]] = {}
     for row in section.rows:
-        settings.setdefault(_settings(row.runs[0].config), []).append(row.name)
+        settings.setdefault(_settings(row.runs[0].settings), []).append(row.name)
     for text, names in settings.items():
         yield text if len(settings) == 1 else (*_named(names), ": ", *spans(text))
     errors = [
@@ -109,13 +109,13 @@ def _other_splits(section: Section) -> Iterator[Text]:
         yield f"≠ Published for another dev split, so do not compare: {sizes}."
 
 
-def _settings(config: Json) -> tuple[str | Span, ...]:
-    steps, scale = config.get("max_steps"), config.get("scale", 1.0)
+def _settings(settings: Json) -> tuple[str | Span, ...]:
+    steps, scale = settings["max_steps"], settings["scale"]
     length = "all steps of the epochs" if scale == 1 else f"epochs shortened by {scale:g}"
     return (
         "Encoder ",
-        code(config.get("encoder", "unknown")),
-        f", precision {config.get('precision', '?')}, {length}",
+        code(settings["encoder"] or "unknown"),
+        f", precision {settings['precision'] or '?'}, {length}",
         "." if steps is None else f", at most {steps} steps.",
     )
 

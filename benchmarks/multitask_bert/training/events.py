@@ -20,7 +20,7 @@ Event = dict[str, Any]
 
 
 def data_events(corpus: Corpus, tasks: Sequence[str]) -> Iterator[Event]:
-    """What a metric must be read against."""
+    """Describe the dev data that a metric must be read against."""
     for task in tasks:
         labels = [e.label for e in corpus.splits[task, "dev"].examples if e.label is not None]
         constant = constant_metric(TASKS[task].kind, labels)
@@ -39,7 +39,7 @@ def data_events(corpus: Corpus, tasks: Sequence[str]) -> Iterator[Event]:
 def train_event(
     progress: Progress, losses: Mapping[str, float], summary: Mapping[str, float]
 ) -> Event:
-    """What training has come to.
+    """Tell how training goes.
 
     Args:
         progress: after a step.
@@ -83,7 +83,7 @@ def shown(event: Event) -> dict[str, str]:
 def dev_event(
     progress: Progress, found: Mapping[str, Evaluation], seconds: float, *, is_best: bool
 ) -> Event:
-    """What the model is worth on the dev splits.
+    """Tell the model's metrics on the dev splits.
 
     Args:
         progress: after an epoch.
@@ -110,7 +110,7 @@ def dev_event(
 
 
 def end_event(progress: Progress) -> Event:
-    """What a complete run has come to: the metrics of the model that was kept."""
+    """Close a complete run with the metrics of the model that was kept."""
     return {
         "event": "end",
         "step": progress.step,
@@ -132,12 +132,12 @@ def metrics_of(found: Mapping[str, Evaluation]) -> dict[str, float]:
 
 
 def legacy_of(found: Mapping[str, Evaluation]) -> dict[str, dict[str, float]]:
-    """What older evaluations would have printed, where a task has any."""
+    """Give the numbers that older evaluations would have printed, where a task has any."""
     return {task: each.legacy for task, each in found.items() if each.legacy}
 
 
 def num_samples_of(found: Mapping[str, Evaluation]) -> int:
-    """How many examples were evaluated."""
+    """Count the examples that were evaluated."""
     return sum(len(each.predictions) for each in found.values())
 
 
@@ -146,7 +146,7 @@ def _rate(number: int, seconds: float) -> float | None:
 
 
 def _when(event: str, progress: Progress) -> Event:
-    """What the events of a training begin with."""
+    """Give the fields that the events of a training begin with."""
     return {
         "event": event,
         "stage": progress.stage,

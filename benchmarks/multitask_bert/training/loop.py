@@ -87,7 +87,7 @@ class Training:
 
     @property
     def model(self) -> MultiTaskModel:
-        """What is trained."""
+        """The model that is trained."""
         return self._parts.model
 
     @property

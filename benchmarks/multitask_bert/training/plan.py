@@ -1,4 +1,4 @@
-"""What a run is made of, and whether it can be run at all."""
+"""The plan of a run, and the check that it can be run at all."""
 
 from __future__ import annotations
 

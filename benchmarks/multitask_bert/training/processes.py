@@ -25,11 +25,11 @@ _FINE, _ASKED, _FAILED = range(3)
 
 
 class ProcessError(RecordError):
-    """What one process or more refused; all of them raise it."""
+    """A refusal of one process or more; all of them raise it."""
 
 
 class CrashError(RuntimeError):
-    """What one process or more broke on; all of them raise it."""
+    """A crash of one process or more; all of them raise it."""
 
 
 class LostError(RuntimeError):

@@ -1,15 +1,15 @@
-"""What a run changes as it goes on: its model, its progress, and the steps of its stage."""
+"""The state that a run changes as it goes on: model, progress, and the steps of its stage."""
 
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from benchmarks.multitask_bert.batches.seeds import derive_seed
 from benchmarks.multitask_bert.model.multitask import MultiTaskModel
 from benchmarks.multitask_bert.recipes.recipe import RecipeError
 from benchmarks.multitask_bert.training.checkpoint import random_states, set_random_states
@@ -142,5 +142,4 @@ def _average(states: list[Mapping[str, Tensor]]) -> dict[str, Tensor]:
 
 def _seed_of(seed: int, rank: int) -> int:
     """Seeds what a process draws by itself, such as dropout; the first goes on with the seed."""
-    digest = hashlib.blake2b(f"{seed} process {rank}".encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "big") >> 1
+    return derive_seed(seed, "process", rank) >> 1

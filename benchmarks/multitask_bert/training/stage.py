@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import islice
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.multitask_bert.batches.loader import BatchLoader
+from benchmarks.multitask_bert.batches.seeds import derive_seed
 from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
 from benchmarks.multitask_bert.batches.tokens import Batch
 from benchmarks.multitask_bert.model.losses import LOSSES, PAIR_LOSSES, Loss
@@ -144,9 +144,16 @@ class Steps:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Takes it back."""
+        """Takes it back.
+
+        Raises:
+            ValueError: the optimizer refuses its state, or the state has another seed.
+        """
         options = [_options(group) for group in self.optimizer.param_groups]
+        seed = self.optimizer.seed
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.optimizer.seed != seed:
+            raise ValueError(f"another seed {self.optimizer.seed!r}")
         for group, own in zip(self.optimizer.param_groups, options, strict=True):
             group.update(own)  # the recipe says what they are
         self.loader.load_state_dict(state["loader"])
@@ -221,8 +228,7 @@ def shuffle_seed(seed: int, task: str) -> int:
     """
     if task in _NUMBERED:
         return seed * len(_NUMBERED) + _NUMBERED.index(task)
-    digest = hashlib.blake2b(f"{seed} {task}".encode(), digest_size=8).digest()
-    return 2**64 + int.from_bytes(digest, "big")  # above all of those
+    return 2**64 + derive_seed(seed, task)  # above all of those
 
 
 def _options(group: Mapping[str, Any]) -> dict[str, Any]:

@@ -104,6 +104,7 @@ def _check_optimizer(state: Mapping[str, Any], steps: Steps, progress: Progress)
     parameters = [p for group in steps.optimizer.param_groups for p in group["params"]]
     places = [group["params"] for group in state["param_groups"]]
     expected = [group["params"] for group in fresh["param_groups"]]
+    _check(set(state) == set(fresh), "optimizer with", list(state))
     _check(places == expected, "optimizer of other parameters than", expected)
     for place, moments in state["state"].items():
         _check(is_count(place) and place < len(parameters), "optimizer of parameter", place)
@@ -113,14 +114,17 @@ def _check_optimizer(state: Mapping[str, Any], steps: Steps, progress: Progress)
             fits = _is_like(moments[name], parameter.shape, parameter.dtype)
             _check(fits, f"optimizer with another {name} of parameter", place)
         _check(_is_like(moments["step"], torch.Size(), torch.float32), "step of parameter", place)
-    own = state["gradsurgery"]
-    num_tasks = len(steps.num_batches)
-    for name in ("tasks", "seed"):
-        _check(repr(own[name]) == repr(fresh["gradsurgery"][name]), f"another {name}", own[name])
+    _check_own(state["gradsurgery"], len(parameters), len(steps.num_batches), progress)
+
+
+def _check_own(
+    own: Mapping[str, Any], num_parameters: int, num_tasks: int, progress: Progress
+) -> None:
+    """Checks of the library's own state what its ``load_state_dict`` takes as it comes."""
     _check(is_count(own["num_steps"]) and own["num_steps"] <= progress.step, "steps", own)
     _check(is_count(own["num_rows"]) and own["num_rows"] <= num_tasks, "rows", own["num_rows"])
     rows = own["in_rows"]
-    are_places = all(is_count(place) and place < len(parameters) for place in rows)
+    are_places = all(is_count(place) and place < num_parameters for place in rows)
     _check(are_places and len(set(rows)) == len(rows), "in_rows", rows)
     for name in ("last_weights", "last_shared", "last_alone"):
         _check(not own.get(name), name, own.get(name))  # of surgery in some steps only

@@ -138,6 +138,17 @@ def test_markdown_and_plots_are_written_beside_the_run(analyzed: tuple[Path, str
     assert text.startswith("**SYNTHETIC DATA, NOT SST, QUORA AND STS.**")
 
 
+def test_the_page_has_all_that_the_markdown_has(analyzed: tuple[Path, str]) -> None:
+    run, text = analyzed
+    page = (run / "analysis.html").read_text(encoding="utf-8")
+    assert page.count('src="data:image/png;base64,') == len(PLOTS)
+    assert page.count("<table") == len(re.findall(r"^\|-", text, re.MULTILINE))
+    assert page.count("<details") == text.count("<details>")
+    assert "<script" not in page
+    titles = re.findall(r"<h\d[^>]*>(.*?)</h\d>", page)
+    assert len(titles) == len(re.findall(r"^#+ ", text, re.MULTILINE))
+
+
 def test_every_table_has_a_width(analyzed: tuple[Path, str]) -> None:
     _, text = analyzed
     for block in re.findall(r"(?:^\|.*\n)+", text, re.MULTILINE):
@@ -158,8 +169,8 @@ def test_the_negation_put_into_the_scores_is_found(
     assert error < 0.1
     assert cells[7] == "higher"
     block = sts[sts.index("Negation in exactly one text: 5 of") :]
-    assert "predicted" in block.splitlines()[3]
-    assert " not " in block.split("```")[1]
+    assert "predicted" in block.splitlines()[2]
+    assert " not " in block.split("</details>")[0]
 
 
 def test_the_overlap_put_into_the_paraphrases_is_found(
@@ -265,7 +276,7 @@ def test_thresholds_and_place_are_arguments(tmp_path: Path, corpus: Corpus) -> N
     run = write_run(tmp_path / "run", corpus, {"sts": predict_score})
     out = tmp_path / "else" / "where"
     text = analyze(run, out=out, long_pair=90, num_worst=1)
-    assert {path.name for path in out.iterdir()} == {"analysis.md", "plots"}
+    assert {path.name for path in out.iterdir()} == {"analysis.md", "analysis.html", "plots"}
     assert not (run / "analysis.md").exists()
     examples = corpus.splits["sts", "dev"].examples
     count = sum(sum(map(len, e.texts)) >= 90 for e in examples)

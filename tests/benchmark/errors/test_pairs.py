@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -12,7 +12,9 @@ from benchmarks.multitask_bert.data.files import Example
 from benchmarks.multitask_bert.errors.contrasts import Group
 from benchmarks.multitask_bert.errors.features import Background
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
-from benchmarks.multitask_bert.errors.pairs import PairErrors, binary_page, score_page
+from benchmarks.multitask_bert.errors.pairs import PairErrors, binary_blocks, score_blocks
+from benchmarks.multitask_bert.page.document import Block, Table
+from benchmarks.multitask_bert.page.markdown import to_markdown
 from benchmarks.multitask_bert.significance import Verdict
 from benchmarks.multitask_bert.tasks import TASKS
 
@@ -48,6 +50,10 @@ def make(
 def members(found: PairErrors, title: str) -> list[int]:
     (group,) = [group for group in found.groups if title in group.title]
     return np.flatnonzero(group.split()[0]).tolist()
+
+
+def drawn(blocks: Iterable[Block]) -> list[str]:
+    return to_markdown(blocks).splitlines()
 
 
 def row(lines: Sequence[str], title: str) -> list[str]:
@@ -105,12 +111,12 @@ def long_pairs(
 
 def test_a_length_effect_is_tested_by_signs() -> None:
     found, _ = long_pairs(100, 9, 4)  # what Benton counted
-    cells = row(score_page(found, 2).lines, "300 or more")
+    cells = row(drawn(score_blocks(found, 2)), "300 or more")
     assert cells == ["300 or more", "13", "+0.38 ± 0.27", "9", "4", "0.267", "within noise"]
     found, _ = long_pairs(100, 12, 1)
-    assert row(score_page(found, 2).lines, "300 or more")[-2:] == ["0.003", "higher"]
+    assert row(drawn(score_blocks(found, 2)), "300 or more")[-2:] == ["0.003", "higher"]
     found, _ = long_pairs(100, 4, 0)
-    assert row(score_page(found, 2).lines, "300 or more")[-1] == "too few to tell"
+    assert row(drawn(score_blocks(found, 2)), "300 or more")[-1] == "too few to tell"
 
 
 def test_an_overlap_effect_is_found_at_equal_label_and_not_credited_to_length() -> None:
@@ -164,7 +170,7 @@ def test_false_positives_of_high_overlap_are_counted() -> None:
     assert (negatives.num_hits, negatives.count) == (1, 5)
     assert (negatives.num_others, negatives.other_count) == (3, 5)
     assert negatives.verdict is Verdict.NOISE
-    lines = binary_page(found, 3).lines
+    lines = drawn(binary_blocks(found, 3))
     cells = row(lines, "overlap of 0.5 or more")
     assert cells[1] == "15"
     assert cells[2].startswith("0.800")
@@ -175,21 +181,21 @@ def test_false_positives_of_high_overlap_are_counted() -> None:
 
 def test_the_worst_are_shown_first_with_their_texts() -> None:
     found = make("sts", [3.0, 1.0, 2.0, 4.0], [1.0, 0.0, 3.0, 4.0])
-    text = "\n".join(score_page(found, 2).lines)
-    block = re.search(r"All pairs: 2 of 4</summary>\n\n```text\n(.*?)```", text, re.DOTALL)
+    text = "\n".join(drawn(score_blocks(found, 2)))
+    block = re.search(r"All pairs: 2 of 4</summary>\n\n(.*?)\n\n</details>", text, re.DOTALL)
     assert block is not None
     assert block.group(1).splitlines() == [
-        "predicted 3.00, label 1.00, id id0",
-        "    a red car stopped",
-        "    a blue car stopped",
-        "predicted 1.00, label 0.00, id id1",
-        "    a dog sleeps",
-        "    the moon is bright",
+        "    predicted 3.00, label 1.00, id id0",
+        "        a red car stopped",
+        "        a blue car stopped",
+        "    predicted 1.00, label 0.00, id id1",
+        "        a dog sleeps",
+        "        the moon is bright",
     ]
 
 
 def test_errors_stand_beside_those_of_the_best_constant() -> None:
-    lines = score_page(make("sts", [3.0, 1.0, 2.0, 4.0], [1.0, 0.0, 3.0, 4.0]), 1).lines
+    lines = drawn(score_blocks(make("sts", [3.0, 1.0, 2.0, 4.0], [1.0, 0.0, 3.0, 4.0]), 1))
     # Errors 2, 1, -1, 0; labels off their median, 2, by 1, 2, 1, 2, and with a variance of 2.5.
     assert row(lines, "mean absolute error")[1:] == ["1.000", "1.500"]
     assert row(lines, "root mean square error")[1:] == ["1.225", "1.581"]
@@ -197,8 +203,10 @@ def test_errors_stand_beside_those_of_the_best_constant() -> None:
 
 def test_a_single_pair_has_nothing_to_compare() -> None:
     found = make("sts", [3.0], [1.0], TEXTS[:1])
-    page = score_page(found, 1)
-    verdicts = {cell for cell in page.cells if isinstance(cell, Verdict)}
+    tables = [block for block in score_blocks(found, 1) if isinstance(block, Table)]
+    verdicts = {
+        cell for table in tables for row in table.rows for cell in row if isinstance(cell, Verdict)
+    }
     assert verdicts == {Verdict.TOO_FEW}
     everything = Group("all", np.array([True]))
     assert found.mean_contrast(everything).rest.text() == "-"

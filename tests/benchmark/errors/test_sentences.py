@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import pytest
@@ -12,10 +12,12 @@ from benchmarks.multitask_bert.errors.features import Background
 from benchmarks.multitask_bert.errors.outcomes import Outcomes
 from benchmarks.multitask_bert.errors.sentences import (
     SentenceErrors,
+    confusion_blocks,
     confusion_of,
-    confusion_page,
-    sentence_page,
+    sentence_blocks,
 )
+from benchmarks.multitask_bert.page.document import Block, Table
+from benchmarks.multitask_bert.page.markdown import to_markdown
 from benchmarks.multitask_bert.significance import Verdict
 from benchmarks.multitask_bert.tasks import TASKS
 
@@ -51,6 +53,10 @@ def make(
     return SentenceErrors(outcomes)
 
 
+def drawn(blocks: Iterable[Block]) -> list[str]:
+    return to_markdown(blocks).splitlines()
+
+
 def row(lines: Sequence[str], title: str, which: int = 0) -> list[str]:
     line = [line for line in lines if line.startswith(f"| {title} ")][which]
     return [cell.strip() for cell in line.strip("|").split("|")]
@@ -74,7 +80,7 @@ def test_confusions_are_counted() -> None:
         [1, 1, 0, 0, 0],
         [0, 0, 0, 0, 1],
     ]
-    lines = confusion_page(outcomes).lines
+    lines = drawn(confusion_blocks(outcomes))
     assert row(lines, "accuracy") == ["accuracy", "0.333", "0.500"]
     assert row(lines, "at most one class off") == ["at most one class off", "0.333", "1.000"]
     # F1 is 1/2 for 2 and 2/3 for 4, of five classes; all 3: F1 2·2/(2+6), of three with a label.
@@ -84,7 +90,7 @@ def test_confusions_are_counted() -> None:
 def test_shares_of_a_class_are_compared_by_the_examples_that_tell_them_apart() -> None:
     labels = [0] * 12 + [1] * 12
     predictions = [1] * 8 + [0] * 4 + [1] * 11 + [0]
-    lines = confusion_page(make(predictions, labels, ["a film"] * 24, "cfimdb").outcomes).lines
+    lines = drawn(confusion_blocks(make(predictions, labels, ["a film"] * 24, "cfimdb").outcomes))
     # Eight more predictions of 1 than labels would have it against one: 2 (1 + 9) / 2^9.
     cells = row(lines, "1", which=1)
     assert cells[:5] == ["1", "0.500", "0.792", f"{20 / 512:.3f}", "higher"]
@@ -103,21 +109,21 @@ def test_severe_errors_and_hits_by_hand() -> None:
 
 
 def test_neutral_sentences_at_the_ends_are_counted() -> None:
-    lines = sentence_page(make(), 5).lines
+    lines = drawn(sentence_blocks(make(), 5))
     assert "| 3 neutral sentences | number | share         |" in lines
     assert row(lines, "predicted at an end")[1] == "2"
     assert row(lines, "predicted 2")[1] == "1"
     assert row(lines, "more words of praise")[1:4] == ["1", "+2.00", "1"]
     assert row(lines, "more words of blame")[1:4] == ["1", "-2.00", "1"]
     assert "<summary>Neutral, predicted at an end: 2 of 2</summary>" in lines
-    assert lines[lines.index("<summary>Wrong: 4 of 4</summary>") + 3].endswith("id id2")
+    assert lines[lines.index("<summary>Wrong: 4 of 4</summary>") + 2].endswith("id id2")
 
 
 def test_a_negation_effect_on_positive_sentences_is_found() -> None:
     texts = ["a good film"] * 40 + ["not a bad film"] * 20
     labels = [3, 4] * 30
     predictions = [3, 4] * 20 + [2, 3] * 10
-    lines = sentence_page(make(predictions, labels, texts), 1).lines
+    lines = drawn(sentence_blocks(make(predictions, labels, texts), 1))
     cells = row(lines, "positive sentences: negation cue")
     assert cells[1:6] == ["20", "-1.00 ± 0.00", "40", "+0.00 ± 0.00", "-1.00 ± 0.00"]
     assert cells[-1] == "lower"
@@ -130,12 +136,14 @@ def test_neutral_is_the_class_between(task: str, neutral: int | None) -> None:
 
 
 def test_two_classes_have_no_neutral_and_no_severe() -> None:
-    lines = sentence_page(make([1, 0], [0, 1], ["a good film", "a bad film"], "cfimdb"), 1).lines
+    lines = drawn(sentence_blocks(make([1, 0], [0, 1], ["a good film", "a bad film"], "cfimdb"), 1))
     assert not [line for line in lines if "eutral" in line or "classes or more" in line]
     assert "<summary>Wrong: 1 of 2</summary>" in lines
 
 
 def test_few_sentences_tell_nothing() -> None:
-    page = sentence_page(make(), 1)
-    verdicts = {cell for cell in page.cells if isinstance(cell, Verdict)}
+    tables = [block for block in sentence_blocks(make(), 1) if isinstance(block, Table)]
+    verdicts = {
+        cell for table in tables for row in table.rows for cell in row if isinstance(cell, Verdict)
+    }
     assert verdicts == {Verdict.TOO_FEW}
