@@ -19,8 +19,6 @@ SIZES = {"sst": 1101, "quora": 20212, "sts": 863, "cfimdb": 245}
 METRICS = {"sst": 0.50, "quora": 0.80, "sts": 0.80}
 LOSS_SUM, PCGRAD = "smet-walker/general-linear-loss-sum", "smet-walker/v2-dropout-0.3"
 CJ, CJ_GS = "chada-jolly/baseline", "chada-jolly/gs"
-
-
 Change = Callable[[dict[str, Any]], None]
 
 

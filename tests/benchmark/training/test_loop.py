@@ -1,4 +1,4 @@
-"""Runs against plain loops, against their own repetition, and against runs never interrupted."""
+"""Runs against plain loops, and against their own repetition."""
 
 from __future__ import annotations
 
