@@ -68,6 +68,21 @@ def check_integer(argument: str, found: Any, at_least: int | None = None) -> int
     return int(plain(argument, found))
 
 
+def check_places(argument: str, found: Any, number: int) -> None:
+    """Refuses what is not a list of different places below ``number``.
+
+    Raises:
+        TypeError, ValueError: with the argument's name.
+    """
+    if not isinstance(found, (list, tuple)):
+        raise TypeError(f"{argument}: must be a list of places, got {type(found).__name__}")
+    for place in found:
+        if check_integer(argument, place, at_least=0) >= number:
+            raise ValueError(f"{argument}: must be below {number}, got {place}")
+    if len(set(found)) < len(found):
+        raise ValueError(f"{argument}: must name each place once, got {list(found)}")
+
+
 def check_choice(argument: str, found: object, choices: Sequence[str]) -> None:
     """Refuses what is none of the choices.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Hashable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from gradsurgery.arguments import check_integer
 from gradsurgery.gradients.places import placed_pairs
 
 if TYPE_CHECKING:
@@ -254,6 +255,32 @@ class Diagnostics:
             "met": None if self._met is None else self._met.clone(),
             "conflicted": None if self._conflicted is None else self._conflicted.clone(),
         }
+
+    def check_state(self, state: Mapping[str, Any], num_tasks: int) -> None:
+        """Refuses counts that are none, before anything is changed.
+
+        Raises:
+            TypeError, ValueError: with what was found.
+        """
+        check_integer("state_dict: num_surgeries", state["num_surgeries"], at_least=0)
+        check_integer(
+            "state_dict: num_skipped_steps", state.get("num_skipped_steps", 0), at_least=0
+        )
+        for name, dimensions in (("nonfinite", 1), ("met", 2), ("conflicted", 2)):
+            counts = state.get(name)
+            if counts is None:
+                continue
+            is_count = isinstance(counts, Tensor) and counts.layout == torch.strided
+            if not (is_count and counts.dtype == torch.int64 and counts.ndim == dimensions):
+                raise TypeError(
+                    f"state_dict: {name} must be None or whole numbers in {dimensions}-d, found "
+                    f"{type(counts).__name__}; take another checkpoint"
+                )
+            if any(size > num_tasks for size in counts.shape) or len(set(counts.shape)) > 1:
+                raise ValueError(
+                    f"state_dict: {name} must be of at most the {num_tasks} tasks, found shape "
+                    f"{tuple(counts.shape)}; take another checkpoint"
+                )
 
     def load_state_dict(self, state: dict[str, object], device: torch.device) -> None:
         """Takes the running counts back; the last surgery's own numbers are gone."""

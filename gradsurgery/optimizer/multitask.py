@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradsurgery.arguments import Shared, check_choice, check_floating, check_integer, parameters_in
+from gradsurgery.arguments import (
+    Shared,
+    check_choice,
+    check_floating,
+    check_integer,
+    parameters_in,
+)
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.distributed.replicas import Replicas, check_group
 from gradsurgery.gradients.buffer import GradientBuffer
@@ -467,19 +473,18 @@ class MultiTaskOptimizer(Proxy):
             self._witness.testify(self._parameters())
 
     def _own_state(self) -> dict[str, Any]:
-        places = {parameter: place for place, parameter in enumerate(self._parameters())}
-        in_rows, num_rows = self._step.buffer.layout()
         return {
             **self._surgery.state_dict(),
+            **self._step.state_dict(list(self._parameters())),
             "tasks": list(self._tasks.names),
-            "in_rows": [places[parameter] for parameter in in_rows if parameter in places],
-            "num_rows": num_rows,
             "diagnostics": self.diagnostics.state_dict(),
         }
 
     def _check_own_state(self, own: Mapping[str, Any]) -> None:
         self._tasks.check_saved(own["tasks"])
         self._surgery.check_state(own)
+        self.diagnostics.check_state(own["diagnostics"], len(own["tasks"]))
+        self._step.check_state(own, sum(1 for _ in self._parameters()))
 
     def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
         self._step.forget()
@@ -491,6 +496,5 @@ class MultiTaskOptimizer(Proxy):
         self._tasks.restore([self._tasks.check(name) for name in own["tasks"]])
         self._surgery.load_state_dict(own)
         parameters = list(self._parameters())
-        in_rows = [parameters[place] for place in own["in_rows"]]
-        self._step.buffer.restore(in_rows, own["num_rows"])
+        self._step.load_state_dict(own, parameters)
         self.diagnostics.load_state_dict(own["diagnostics"], parameters[0].device)

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gradsurgery.arguments import check_integer, check_places
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.optimizer.seal import Seal
@@ -121,6 +122,34 @@ class Step:
         self.seal.lift()
         self.buffer.clear()
         self.end()
+
+    def state_dict(self, parameters: Sequence[Tensor]) -> dict[str, Any]:
+        """Gives what decides where gradients will lie, and so how their sums are rounded."""
+        places = {parameter: place for place, parameter in enumerate(parameters)}
+        in_rows, num_rows = self.buffer.layout()
+        return {
+            "in_rows": [places[parameter] for parameter in in_rows if parameter in places],
+            "num_rows": num_rows,
+        }
+
+    def check_state(self, state: Mapping[str, Any], num_parameters: int) -> None:
+        """Refuses a state that none can have, before anything is changed.
+
+        Raises:
+            TypeError, ValueError: with what was found.
+        """
+        check_places("state_dict: in_rows", state["in_rows"], num_parameters)
+        check_integer("state_dict: num_rows", state["num_rows"], at_least=0)
+        if state["num_rows"] > len(state["tasks"]):
+            raise ValueError(
+                f"state_dict: num_rows must be at most the {len(state['tasks'])} tasks, found "
+                f"{state['num_rows']}; take another checkpoint"
+            )
+
+    def load_state_dict(self, state: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
+        """Takes the state back."""
+        in_rows = [parameters[place] for place in state["in_rows"]]
+        self.buffer.restore(in_rows, state["num_rows"])
 
     def check_closed(self, what: str) -> None:
         """Refuses a call inside a block.

@@ -246,7 +246,12 @@ class Surgery:
         Raises:
             TypeError, ValueError: the seed or the method's state is not one.
         """
-        check_integer("state_dict", state["seed"])
+        check_integer("state_dict: seed", state["seed"])
+        if check_integer("state_dict: num_steps", state["num_steps"], at_least=0) >= 2**63:
+            raise ValueError(
+                f"state_dict: num_steps must be below 2**63, found {state['num_steps']}; "
+                "take another checkpoint"
+            )
         if "weighting" in state:
             check_state(self.method, state["weighting"])
 

@@ -2204,3 +2204,35 @@ def test_a_batch_for_each_task_costs_the_flops_of_the_loss_sum():
             [head(trunk(batch)).sum() for head, batch in zip(heads, batches, strict=True)]
         ).sum().backward()
     assert ours.get_total_flops() == plain.get_total_flops() > 0
+
+
+TAMPERED = {
+    "num_steps": [-1, True, 10**30, 0.5, None, "3"],
+    "num_rows": [-1, 0.5, None, "3", 10**12],
+    "in_rows": [{}, [-1], [0, 0], [True], [999], ["a"], 3],
+    "num_surgeries": [True, -1, 0.5, None],
+    "num_skipped_steps": [True, -1, 0.5],
+    "nonfinite": [3, torch.ones(1), torch.zeros(9, dtype=torch.int64)],
+    "met": [3, torch.ones(2, 2), torch.zeros(3, dtype=torch.int64)],
+    "conflicted": [torch.zeros(9, 9, dtype=torch.int64), torch.zeros(1, 2, dtype=torch.int64)],
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [(key, value) for key, values in TAMPERED.items() for value in values]
+)
+def test_a_state_that_none_can_have_is_refused_and_changes_nothing(key, value):
+    parameter = nn.Parameter(torch.ones(2))
+    optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1, momentum=0.9), tasks=("a", "b"))
+    optimizer.backward([parameter.sum(), -parameter[0]])
+    optimizer.step()
+    before = copy.deepcopy(optimizer.state_dict())
+    tampered = copy.deepcopy(before)
+    own = tampered["gradsurgery"]
+    (own if key in own else own["diagnostics"])[key] = value
+    with pytest.raises((TypeError, ValueError), match=rf"^state_dict: {key}") as refusal:
+        optimizer.load_state_dict(tampered)
+    assert "\n" not in str(refusal.value)
+    after = optimizer.state_dict()
+    assert after["gradsurgery"]["num_steps"] == before["gradsurgery"]["num_steps"]
+    assert torch.equal(after["state"][0]["momentum_buffer"], before["state"][0]["momentum_buffer"])
