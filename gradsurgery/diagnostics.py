@@ -271,6 +271,7 @@ class Diagnostics:
             if counts is None:
                 continue
             is_count = isinstance(counts, Tensor) and counts.layout == torch.strided
+            is_count = is_count and not counts.is_meta
             if not (is_count and counts.dtype == torch.int64 and counts.ndim == dimensions):
                 raise TypeError(
                     f"state_dict: {name} must be None or whole numbers in {dimensions}-d, found "

@@ -25,10 +25,26 @@ class Method:
     options: tuple[str, ...] = ()
 
 
+def _surgery(optimizer: str, title: str | None = None) -> Method:
+    """Makes the row of a method that operates on the tasks' gradients."""
+    return Method(title or optimizer, optimizer, is_surgery=True, options=("reduction", "scope"))
+
+
 METHODS: Mapping[str, Method] = MappingProxyType(
     {
         "none": Method("none", "LossSum"),  # of a stage that does not train
         "loss-sum": Method("loss sum", "LossSum"),
-        "pcgrad": Method("PCGrad", "PCGrad", is_surgery=True, options=("reduction", "scope")),
+        "pcgrad": _surgery("PCGrad"),
+        "gradvac": _surgery("GradVac"),
+        "upgrad": _surgery("UPGrad"),
+        "dualproj": _surgery("DualProj"),
+        "mgda": _surgery("MGDA"),
+        "sdmgrad": _surgery("SDMGrad"),
+        "cagrad": _surgery("CAGrad"),
+        "nash-mtl": _surgery("NashMTL", "Nash-MTL"),
+        "fairgrad": _surgery("FairGrad"),
+        "imtl-g": _surgery("IMTLG", "IMTL-G"),
+        "config": _surgery("ConFIG"),
+        "aligned-mtl": _surgery("AlignedMTL", "Aligned-MTL"),
     }
 )
