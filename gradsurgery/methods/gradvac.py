@@ -40,7 +40,8 @@ def gradvac_weights(
 
     Example:
         >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]], dtype=torch.float64)
-        >>> weights, _ = gradvac_weights(gram, torch.zeros_like(gram), torch.tensor([[1, 0], [0, 1]]))
+        >>> order = torch.tensor([[1, 0], [0, 1]])
+        >>> weights, _ = gradvac_weights(gram, torch.zeros_like(gram), order)
         >>> [round(weight, 4) for weight in weights.tolist()]
         [2.2222, 1.5789]
 

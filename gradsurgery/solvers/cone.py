@@ -107,7 +107,7 @@ def _by_pivoting(
 
 def _by_enumeration(found: Cosines, scaled: Tensor, slope: Tensor, radius: Tensor) -> Tensor:
     on = supports(scaled.shape[-1], scaled.dtype, scaled.device)[1:]  # [A, T]
-    x, level, reached = _on_support(
+    x, _, reached = _on_support(
         found.matrix.unsqueeze(-3),
         on,
         scaled.unsqueeze(-2),

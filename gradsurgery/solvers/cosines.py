@@ -1,4 +1,4 @@
-"""The one place that knows of scale, zero gradients and noise: lengths and cosines of a Gram matrix."""
+"""Lengths and cosines of a Gram matrix: the one place that knows of scale, zeros and noise."""
 
 from __future__ import annotations
 

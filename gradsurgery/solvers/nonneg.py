@@ -56,7 +56,7 @@ def nonneg(
 
 
 def masked(matrix: Tensor, support: Tensor) -> Tensor:  # [..., T, T], [..., T] -> [..., T, T]
-    """Leaves a matrix as it is on a support, of zeros and ones, and makes it the identity beyond."""
+    """Leaves a matrix as it is on a support, of zeros and ones; makes it the identity beyond."""
     both = support.unsqueeze(-1) * support.unsqueeze(-2)
     return torch.addcmul(torch.diag_embed(1 - support), matrix, both)
 
