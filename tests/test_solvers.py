@@ -12,30 +12,28 @@ from tests.test_methods_weights import FAMILIES, METHODS, SIZES, families, gram_
 
 READS = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.nonzero")
 MOST_LAUNCHES = 120
-PASSED_OVER = set(
-    [
-        "view",
-        "expand",
-        "unsqueeze",
-        "squeeze",
-        "select",
-        "slice",
-        "t",
-        "transpose",
-        "permute",
-        "diagonal",
-        "alias",
-        "detach",
-        "_unsafe_view",
-        "unbind",
-        "as_strided",
-        "split",
-        "lift_fresh",
-        "reshape",
-        "empty",
-        "_reshape_alias",
-    ]
-)
+PASSED_OVER = {
+    "view",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "select",
+    "slice",
+    "t",
+    "transpose",
+    "permute",
+    "diagonal",
+    "alias",
+    "detach",
+    "_unsafe_view",
+    "unbind",
+    "as_strided",
+    "split",
+    "lift_fresh",
+    "reshape",
+    "empty",
+    "_reshape_alias",
+}
 
 
 class Launches(TorchDispatchMode):

@@ -159,8 +159,7 @@ def _adamw(options: argparse.Namespace) -> None:
 def _weights(options: argparse.Namespace) -> None:
     sizes = (3,) if options.quick else weights.NUM_TASKS
     print("\n".join(weights.compare(sizes, rounds=options.rounds, seed=options.seed)))
-    about = [f"{options.rounds} rounds", f"{torch.get_num_threads()} threads"]
-    print(describe(options.device, about))
+    print(describe(options.device, [f"{options.rounds} rounds"]))
 
 
 def _cell(value: str | int | float) -> str:
