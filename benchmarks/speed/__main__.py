@@ -1,4 +1,4 @@
-"""The command line: `table`, `kernels`, `capture`, `adamw` and `trainer`."""
+"""The command line: `table`, `kernels`, `capture`, `adamw`, `weights` and `trainer`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.multitask_bert.page.markdown import table as draw_table
-from benchmarks.speed import adamw, capture, kernels, table, trainer
+from benchmarks.speed import adamw, capture, kernels, table, trainer, weights
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Settings
 from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, make_bert
@@ -58,6 +58,7 @@ def _parser() -> argparse.ArgumentParser:
         ("kernels", _kernels, "the parts of surgery over T and P: CSV and plot"),
         ("capture", _capture, "three ways to keep each task's gradient: time and memory"),
         ("adamw", _adamw, "combining inside AdamW's update, and before it: time and memory"),
+        ("weights", _weights, "every method's weights from a Gram matrix, beside TorchJD's"),
         ("trainer", _trainer, "the trainer beside a plain loop over transformers"),
     ):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
@@ -66,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default 7")
         sub.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs")
-        if name not in ("adamw", "trainer"):
+        if name not in ("adamw", "weights", "trainer"):
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         else:
             sub.set_defaults(device="cpu")
@@ -153,6 +154,12 @@ def _adamw(options: argparse.Namespace) -> None:
     parameters = (1000, 300_000) if options.quick else adamw.NUM_PARAMETERS
     print("\n".join(adamw.compare(parameters, rounds=options.rounds)))
     print(describe(options.device, [f"T={adamw.NUM_TASKS}", f"{options.rounds} rounds"]))
+
+
+def _weights(options: argparse.Namespace) -> None:
+    sizes = (3,) if options.quick else weights.NUM_TASKS
+    print("\n".join(weights.compare(sizes, rounds=options.rounds, seed=options.seed)))
+    print(describe(options.device, [f"{options.rounds} rounds"]))
 
 
 def _cell(value: str | int | float) -> str:

@@ -71,6 +71,10 @@ def fairgrad_weights(
     :math:`s^{(1-\alpha)/(1+\alpha)}` times as long, so for :math:`\alpha > 1` it *shrinks* as they
     grow. It conflicts with no gradient. A gradient that is zero is left out, with weight 0.
 
+    Away from :math:`\alpha = 1` the equation itself is badly conditioned where lengths differ by
+    many powers of ten: its two sides agree to the precision of the type times the ratio of the
+    largest :math:`w_i \lVert g_i \rVert` to the least, squared, and fixed work may not reach that.
+
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
         alpha: fairness, above 0; the paper's code has 1.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from gradsurgery.solvers.cosines import Cosines, solve, times
+from gradsurgery.solvers.cosines import Cosines, times
 
 _LEAST_DAMPING = 1e-6
 
@@ -15,9 +15,11 @@ def impartial(found: Cosines, noise: float | None = None) -> Tensor:  # [..., T]
 
     .. math:: v = (C^2 + \tau^2 I)^{-1} C \mathbf 1 \approx C^{+} \mathbf 1
 
-    One factorisation, and no decision about the rank: eigenvalues well above
-    :math:`\tau = \max(10^{-6}, T \cdot \mathrm{noise})` are inverted to a relative error of
-    :math:`\tau^2 / \lambda^2`, those below fade out. No number exceeds :math:`1 / (2\tau)`.
+    and once more on what remains of :math:`\mathbf 1`. One factorisation, and no decision about
+    the rank: eigenvalues well above :math:`\tau = \max(10^{-6}, T \cdot \mathrm{noise})` are
+    inverted to a relative error of :math:`(\tau / \lambda)^4`, those below fade out. No number
+    exceeds :math:`1 / \tau`. Rounding divides what equal gradients share evenly only to about
+    :math:`10^{-4}`, which their sum does not see.
 
     Args:
         found: cosines of the gradients; a zero gradient gets 0.
@@ -33,10 +35,14 @@ def impartial(found: Cosines, noise: float | None = None) -> Tensor:  # [..., T]
         >>> [round(number, 6) for number in impartial(cosines(gram)).tolist()]
         [0.666667, 0.666667]
     """
-    matrix = found.matrix
+    matrix = found.matrix.clone()
+    matrix.diagonal(dim1=-2, dim2=-1).fill_(1)  # a ridge would give opposite gradients a direction
     noise = torch.finfo(matrix.dtype).eps if noise is None else noise
     damping = max(_LEAST_DAMPING, matrix.shape[-1] * noise)
     squared = matrix @ matrix
     squared.diagonal(dim1=-2, dim2=-1).add_(damping**2)
     ones = found.present.to(matrix.dtype)
-    return solve(squared, times(matrix, ones)) * ones
+    factor = torch.linalg.cholesky_ex(squared).L
+    v = torch.cholesky_solve(times(matrix, ones).unsqueeze(-1), factor)
+    left = ones.unsqueeze(-1) - matrix @ v
+    return (v + torch.cholesky_solve(matrix @ left, factor)).squeeze(-1) * ones

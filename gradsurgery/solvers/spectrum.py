@@ -57,10 +57,12 @@ def _by_rotations(matrix: Tensor) -> tuple[Tensor, Tensor]:
             diagonal = turned.diagonal(dim1=-2, dim2=-1)
             beside = partner.view(size, 1).expand(*turned.shape[:-1], 1)
             off = turned.gather(-1, beside).squeeze(-1)
-            half = (diagonal[..., partner] - diagonal) / 2
+            # Rounding differs above and below the diagonal, but partners must turn alike.
+            off = off + off[..., partner]
+            gap = diagonal[..., partner] - diagonal
             # The tangent of the smaller of two rotations, of opposite signs for two partners.
-            first = torch.where((half > 0) | ((half == 0) & (partner > own)), 1.0, -1.0)
-            tangent = first * off / (half.abs() + torch.hypot(half, off)).clamp_min(tiny)
+            first = torch.where((gap > 0) | ((gap == 0) & (partner > own)), 1.0, -1.0)
+            tangent = first * off / (gap.abs() + torch.hypot(gap, off)).clamp_min(tiny)
             cosine = (1 + tangent * tangent).rsqrt()
             sine = (cosine * tangent).unsqueeze(-1)
             cosine = cosine.unsqueeze(-1)

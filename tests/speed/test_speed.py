@@ -28,6 +28,7 @@ from benchmarks.speed import (
     surgery,
     table,
     trainer,
+    weights,
 )
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.answers import WrongAnswerError, check, checked, expected_update
@@ -354,6 +355,12 @@ def test_capture_prints_its_table(capsys):
     assert main(["capture", "--quick", "--rounds", "1"]) == 0
     out = reported(capsys)
     assert all(way in out for way in capture.WAYS)
+
+
+def test_weights_are_compared(capsys):
+    assert main(["weights", "--quick", "--rounds", "1"]) == 0
+    out = reported(capsys)
+    assert all(name in out for name in weights.OURS)
 
 
 def test_combining_inside_the_update_is_compared(capsys):

@@ -1,0 +1,98 @@
+"""Weights from a Gram matrix beside TorchJD's on the same matrices, in turns: what each costs."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from benchmarks.multitask_bert.page.markdown import table
+from benchmarks.speed.measure import Action, interleaved
+from gradsurgery import (
+    aligned_mtl_weights,
+    cagrad_weights,
+    dualproj_weights,
+    fairgrad_weights,
+    imtl_g_weights,
+    mgda_weights,
+    sdmgrad_weights,
+    upgrad_weights,
+)
+
+NUM_TASKS = (3, 8, 40)
+_NUM_MATRICES = 8
+_NOT_INSTALLED = "not installed"
+
+Weighting = Callable[[Tensor], Tensor]  # [T, T] -> [T]
+
+OURS: dict[str, Weighting] = {
+    "MGDA": mgda_weights,
+    "UPGrad": upgrad_weights,
+    "DualProj": dualproj_weights,
+    "CAGrad": cagrad_weights,
+    "FairGrad at 2": lambda gram: fairgrad_weights(gram, 2.0),
+    "SDMGrad": sdmgrad_weights,
+    "IMTL-G": imtl_g_weights,
+    "Aligned-MTL": aligned_mtl_weights,
+}
+_PEERS: dict[str, tuple[str, dict[str, float]]] = {
+    "MGDA": ("MGDAWeighting", {}),
+    "UPGrad": ("UPGradWeighting", {}),
+    "DualProj": ("DualProjWeighting", {}),
+    "CAGrad": ("CAGradWeighting", {"c": 0.4}),
+    "FairGrad at 2": ("FairGradWeighting", {"alpha": 2.0}),
+    "SDMGrad": ("SDMGradWeighting", {}),
+    "IMTL-G": ("IMTLGWeighting", {}),
+    "Aligned-MTL": ("AlignedMTLWeighting", {}),
+}
+
+
+def peer(name: str) -> Weighting | None:
+    """TorchJD's weighting of a method; None where it, or what it needs, is not installed."""
+    kind, options = _PEERS[name]
+    try:
+        made: Weighting = getattr(importlib.import_module("torchjd.aggregation"), kind)(**options)
+    except ImportError:
+        return None
+    return made
+
+
+def compare(num_tasks: Sequence[int] = NUM_TASKS, *, rounds: int, seed: int = 0) -> list[str]:
+    """Times every method; the lines of a table.
+
+    Args:
+        num_tasks: sizes T of the matrices, which are those of random gradients.
+        rounds: how often every action is timed.
+        seed: of the gradients.
+    """
+    lines = []
+    for name, ours in OURS.items():
+        theirs = peer(name)
+        for size in num_tasks:
+            generator = torch.Generator().manual_seed(seed)
+            rows = torch.randn(
+                _NUM_MATRICES, size, 3 * size + 5, generator=generator, dtype=torch.float64
+            )
+            grams = list(rows @ rows.mT)
+            actions = {"ours": _over(grams, ours)}
+            if theirs is not None:
+                actions["theirs"] = _over(grams, theirs)
+            times = interleaved(actions, rounds=rounds)
+            line = [name, str(size), f"{times.of('ours').scaled(1e3 / len(grams)):.3f}"]
+            if theirs is None:
+                line += [_NOT_INSTALLED, ""]
+            else:
+                line.append(f"{times.of('theirs').scaled(1e3 / len(grams)):.3f}")
+                line.append(f"{times.ratio('ours', to='theirs'):.2f}")
+            lines.append(line)
+    return table(["method", "T", "here, ms", "TorchJD, ms", "here / TorchJD"], lines)
+
+
+def _over(grams: Sequence[Tensor], weights_of: Weighting) -> Action:
+    def run() -> None:
+        for gram in grams:
+            weights_of(gram)
+
+    return Action(run)

@@ -1,0 +1,116 @@
+"""Solvers' ways against conditions of optimality, and the operations a device would launch."""
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from gradsurgery.solvers.cosines import cosines, ridge
+from gradsurgery.solvers.newton import bargain
+from gradsurgery.solvers.nonneg import _by_enumeration, _by_interior_point, _by_pivoting
+from gradsurgery.solvers.spectrum import spectrum
+from tests.library.methods.test_accuracy import FAMILIES, METHODS, SIZES, families, gram_of
+
+READS = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.nonzero")
+MOST_LAUNCHES = 120
+PASSED_OVER = {
+    "view",
+    "expand",
+    "unsqueeze",
+    "squeeze",
+    "select",
+    "slice",
+    "t",
+    "transpose",
+    "permute",
+    "diagonal",
+    "alias",
+    "detach",
+    "_unsafe_view",
+    "unbind",
+    "as_strided",
+    "split",
+    "lift_fresh",
+    "reshape",
+    "empty",
+    "_reshape_alias",
+}
+
+
+class Launches(TorchDispatchMode):
+    """Counts operations that are no views, and lists those that read."""
+
+    def __init__(self):
+        super().__init__()
+        self.names = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        name = str(function.overloadpacket)
+        if name.split(".")[-1] not in PASSED_OVER:
+            self.names.append(name)
+        return function(*args, **(kwargs or {}))
+
+
+def launches(name, num_tasks):
+    gram = gram_of(families(num_tasks, seed=0)["random"])
+    METHODS[name](gram, fixed=True)  # constants are made once
+    with Launches() as counted:
+        METHODS[name](gram, fixed=True)
+    return counted.names
+
+
+@pytest.mark.parametrize("num_tasks", [2, 3, 8])
+@pytest.mark.parametrize("name", [name for name in METHODS if name != "aligned_mtl"])
+def test_launches_are_few(name, num_tasks):
+    assert len(launches(name, num_tasks)) <= MOST_LAUNCHES
+
+
+@pytest.mark.parametrize("num_tasks", [1, 3, 8, 16])
+@pytest.mark.parametrize("name", METHODS)
+def test_nothing_is_read(name, num_tasks):
+    assert not [launch for launch in launches(name, num_tasks) if launch in READS]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("num_tasks", SIZES)
+def test_three_ways_to_a_nonnegative_program(num_tasks, family):
+    matrix = cosines(gram_of(families(num_tasks, seed=2)[family])).matrix
+    ways = [_by_pivoting(matrix, matrix)]
+    repeated = matrix.expand(num_tasks, -1, -1)
+    ways.append(_by_interior_point(repeated, matrix))
+    if num_tasks <= 8:
+        ways.append(_by_enumeration(matrix, matrix))
+    for x in ways:
+        slack = x @ matrix + matrix
+        bound = 1e-5 if family in ("rank-deficient", "opposite") else 1e-9
+        assert x.min() >= 0
+        assert slack.min() >= -bound
+        assert (x * slack).sum(-1).abs().max() <= bound
+
+
+@pytest.mark.parametrize("fixed", [False, True])
+@pytest.mark.parametrize("num_tasks", SIZES)
+def test_a_bargain_meets_its_equation(num_tasks, fixed):
+    matrix = cosines(gram_of(families(num_tasks, seed=5)["conflict"])).matrix
+    for power in (0.5, 1.0, 2.0):
+        v = bargain(matrix, torch.zeros(num_tasks).double(), power, fixed=fixed).exp()
+        torch.testing.assert_close(matrix @ v * v**power, torch.ones_like(v), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("num_tasks", SIZES)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_rotations_find_the_eigenvalues(num_tasks, family):
+    gram = gram_of(families(num_tasks, seed=3)[family])
+    values, vectors = spectrum(gram, fixed=True)
+    expected = torch.linalg.eigvalsh(gram)
+    unit = expected[-1]
+    torch.testing.assert_close(values.sort().values / unit, expected / unit, rtol=0, atol=1e-12)
+    eye = torch.eye(num_tasks).double()
+    torch.testing.assert_close(vectors.mT @ vectors, eye, rtol=0, atol=1e-12)
+
+
+def test_the_ridge_lies_above_the_noise():
+    gram = gram_of(families(3, seed=0)["random"])
+    assert ridge(gram) == 1e-13
+    assert ridge(gram, noise=1e-7) == pytest.approx(1.2e-6)
+    found = cosines(gram, noise=1e-7)
+    assert found.matrix.diagonal().tolist() == [1 + 1.2e-6] * 3
