@@ -32,6 +32,7 @@ ORDER = [
     "methods.imtl_g",
     "methods.aligned_mtl",
     "methods.gradvac",
+    "methods.db_mtl",
     "methods",
     "kernels.reference",
     "kernels.blocked",

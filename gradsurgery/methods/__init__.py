@@ -2,6 +2,7 @@
 
 from gradsurgery.methods.aligned_mtl import aligned_mtl_weights
 from gradsurgery.methods.cagrad import cagrad_weights
+from gradsurgery.methods.db_mtl import dbmtl_weights
 from gradsurgery.methods.gradvac import gradvac_weights
 from gradsurgery.methods.imtl_g import config_weights, imtl_g_weights
 from gradsurgery.methods.mgda import mgda_weights
@@ -13,6 +14,7 @@ __all__ = [
     "aligned_mtl_weights",
     "cagrad_weights",
     "config_weights",
+    "dbmtl_weights",
     "dualproj_weights",
     "fairgrad_weights",
     "gradvac_weights",
