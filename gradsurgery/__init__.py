@@ -5,6 +5,7 @@ from gradsurgery.kernels.reference import combine, gram_matrix
 from gradsurgery.method import Method, Seen
 from gradsurgery.methods.aligned_mtl import AlignedMTL, aligned_mtl_weights
 from gradsurgery.methods.cagrad import CAGrad, cagrad_weights
+from gradsurgery.methods.db_mtl import DBMTL, dbmtl_weights
 from gradsurgery.methods.gradvac import GradVac, gradvac_weights
 from gradsurgery.methods.imtl_g import IMTLG, ConFIG, config_weights, imtl_g_weights
 from gradsurgery.methods.mgda import MGDA, mgda_weights
@@ -22,6 +23,7 @@ from gradsurgery.sampling.samplers import RoundRobin, Sequential, TaskSampler
 __version__ = "0.1.0"
 
 __all__ = [
+    "DBMTL",
     "IMTLG",
     "MGDA",
     "AlignedMTL",
@@ -53,6 +55,7 @@ __all__ = [
     "cagrad_weights",
     "combine",
     "config_weights",
+    "dbmtl_weights",
     "dualproj_weights",
     "fairgrad_weights",
     "gradvac_weights",

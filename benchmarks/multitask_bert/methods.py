@@ -46,5 +46,6 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "imtl-g": _surgery("IMTLG", "IMTL-G"),
         "config": _surgery("ConFIG"),
         "aligned-mtl": _surgery("AlignedMTL", "Aligned-MTL"),
+        "db-mtl": _surgery("DBMTL", "DB-MTL"),
     }
 )

@@ -163,13 +163,13 @@ class Steps:
 
     def _add(self, task: str, batch: Batch) -> None:
         """Adds the gradient of a batch, or of the part of it that is here, to the step."""
-        with self.optimizer.task(task):
+        with self.optimizer.task(task) as block:
             loss = self._loss(batch)
             if loss is None:
                 return
             # The optimizer takes the mean over the processes, and is to get the sum of their parts.
             factor = self.plan.processes.number * batch.share * self._loss_weights[task]
-            (factor * loss).backward()
+            block.backward(factor * loss)
         found = batch.share * loss.detach()
         total = self.loss_sums.get(task)
         self.loss_sums[task] = found if total is None else total + found

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from gradsurgery.methods.aligned_mtl import aligned_mtl_weights
 from gradsurgery.methods.cagrad import cagrad_weights
+from gradsurgery.methods.db_mtl import dbmtl_weights
 from gradsurgery.methods.gradvac import gradvac_weights
 from gradsurgery.methods.imtl_g import config_weights, imtl_g_weights
 from gradsurgery.methods.mgda import mgda_weights
@@ -524,3 +525,11 @@ def test_gradvac_lifts_a_cosine_to_its_target():
     share = weights - 1
     vector = rows[0] + share[1] * rows[1]
     assert torch.cosine_similarity(vector, rows[1], dim=0).item() == pytest.approx(0.5, rel=1e-9)
+
+
+def test_dbmtl_makes_gradients_as_long_as_the_longest():
+    rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    found = dbmtl_weights(gram_of(rows), torch.tensor([10.0, 1.0, 0.25]))
+    assert found.tolist() == [0.8, 0.0, 4.0]  # the longest is 1 / 0.25
+    rows[0, 0] = torch.nan
+    assert dbmtl_weights(gram_of(rows), torch.ones(3)).isnan().all()
