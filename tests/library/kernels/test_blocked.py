@@ -31,6 +31,11 @@ def threads(request):
     torch.set_num_threads(before)
 
 
+def make_weights(num_tasks):
+    generator = torch.Generator().manual_seed(7)
+    return torch.rand(num_tasks, generator=generator, dtype=torch.float64) + 0.5
+
+
 def make_grads(num_tasks, num_columns, dtype=torch.float32, seed=0):
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(num_tasks, num_columns, generator=generator).to(dtype)
@@ -53,7 +58,7 @@ def test_gram_matrix(num_tasks, num_columns, dtype):
 @pytest.mark.parametrize("where", ["new", "row", "last row", "apart"])
 def test_combine(num_tasks, num_columns, dtype, where):
     grads = make_grads(num_tasks, num_columns, dtype)
-    weights = torch.rand(num_tasks, dtype=torch.float64) + 0.5
+    weights = make_weights(num_tasks)
     expected = reference.combine(weights, grads)
     out = {"new": None, "row": grads[0], "last row": grads[-1]}.get(
         where, torch.empty_like(grads[0])
@@ -70,7 +75,7 @@ def test_any_number_of_threads_gives_the_same(threads, num_tasks):
     assert torch.equal(found[0], found[1])
     assert torch.equal(found[1], found[2])
     torch.testing.assert_close(found[0], reference.gram_matrix(grads), rtol=1e-5, atol=1e-2)
-    weights = torch.rand(num_tasks, dtype=torch.float64) + 0.5
+    weights = make_weights(num_tasks)
     expected = reference.combine(weights, grads)
     torch.testing.assert_close(blocked.combine(weights, grads), expected)
     torch.testing.assert_close(blocked.combine(weights, grads, grads[0]), expected)
