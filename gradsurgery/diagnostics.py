@@ -1,4 +1,4 @@
-"""What the last surgery saw and did, kept on the device until somebody reads it."""
+"""Keeps what the last surgery saw and did on the device until somebody reads it."""
 
 from __future__ import annotations
 
@@ -154,12 +154,12 @@ class Diagnostics:
 
     @property
     def group_cosines(self) -> Tensor:  # [K, T, T]
-        """The same over each watched group of parameters alone, ``[K, T, T]``."""
+        """Cosines over each watched group of parameters alone, ``[K, T, T]``."""
         return _cosines(self.group_grams)
 
     @property
     def conflicts(self) -> Tensor:  # [T, T]
-        """Which pairs had a negative inner product, ``[T, T]`` booleans."""
+        """Tells which pairs had a negative inner product, ``[T, T]`` booleans."""
         return (self.gram < 0).fill_diagonal_(False)
 
     @property

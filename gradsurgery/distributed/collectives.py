@@ -1,4 +1,4 @@
-"""What processes do together with a tensor or with many gradients of their own."""
+"""Collectives of processes: over one tensor, and over many gradients of their own."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def sum_of_own(rows: Tensor, group: ProcessGroup) -> Tensor:  # [W, ...] -> [...
 
 
 def everybodys(part: Tensor, group: ProcessGroup) -> Tensor:  # [...] -> [W, ...]
-    """What each process has, on all of them."""
+    """Gives all processes what each has."""
     from torch.distributed import get_world_size
 
     found = part.new_empty((get_world_size(group), *part.shape))

@@ -103,7 +103,7 @@ def copy(pairs: Iterable[tuple[Tensor, Tensor]]) -> None:
 
 
 def _between(borders: Sequence[int], parameters: Iterable[Tensor]) -> list[list[Piece]]:
-    """Which stretches of the parameters, one behind the other, lie between two borders."""
+    """Finds which stretches of the parameters, one behind the other, lie between two borders."""
     pieces: list[list[Piece]] = [[] for _ in pairwise(borders)]
     place = start = 0
     for parameter in parameters:

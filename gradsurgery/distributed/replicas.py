@@ -42,7 +42,7 @@ def check_group(group: object, parameters: Iterable[Tensor], tasks: Iterable[Has
 
 
 class Agreement(NamedTuple):
-    """What is so on any of the processes, and therefore known to all.
+    """Facts that hold on any of the processes, and are therefore known to all.
 
     Attributes:
         tasks_of: the tasks that reached each parameter.

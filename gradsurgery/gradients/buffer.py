@@ -65,7 +65,7 @@ class GradientBuffer:
         )
 
     def holds(self, grad: Tensor) -> bool:
-        """Whether a gradient lies in the rows, where the next capture would overwrite it."""
+        """Tells whether a gradient lies in the rows, where the next capture would overwrite it."""
         part = local(grad)
         place = part.data_ptr()
         for rows in self._row_sets:
@@ -254,7 +254,7 @@ class GradientBuffer:
         return result
 
     def hand_out(self, parameter: Tensor, slot: int) -> Tensor:
-        """What we keep of a parameter in a slot, as ``.grad`` may have it."""
+        """Gives what we keep of a parameter in a slot, as ``.grad`` may have it."""
         loose = self._loose.get(parameter)
         if loose is not None and slot in loose:
             grad = loose[slot]
@@ -368,7 +368,7 @@ class GradientBuffer:
             rows.reserve(self._most_tasks)
 
     def layout(self) -> tuple[list[Tensor], int]:
-        """What decides where the next step's gradients lie, and so how its sums are rounded: the
+        """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
         parameters with a place in the rows, in order, and the number of rows."""
         return [*self._home, *self._newly_shared], self._most_tasks
 

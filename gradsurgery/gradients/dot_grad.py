@@ -59,7 +59,7 @@ def hide(parameters: Iterable[Tensor], buffer: GradientBuffer) -> Grads:
 
 
 def _can_be_ours(grad: Tensor) -> bool:
-    """Whether a gradient is one to which we ever write: dense, and without a graph of its own."""
+    """Tells whether a gradient is one to which we ever write: dense, and without a graph."""
     return grad.layout is torch.strided and not grad.requires_grad
 
 

@@ -69,7 +69,7 @@ def strides_of(parameter: Tensor) -> tuple[int, ...]:
 
 
 def _is_dense(tensor: Tensor) -> bool:
-    """Whether the elements fill one piece of memory, in any order of the dimensions."""
+    """Tells whether the elements fill one piece of memory, in any order of the dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -103,8 +103,8 @@ def resolved(tensor: Tensor) -> Tensor:
 
 
 def is_whole(grad: Tensor) -> bool:
-    """Whether a gradient has its memory to itself: part of a larger storage is rewritten by the
-    owner of that, as DDP does with its buckets."""
+    """Tells whether a gradient has its memory to itself: part of a larger storage is rewritten by
+    the owner of that, as DDP does with its buckets."""
     part = local(grad)
     return part.untyped_storage().nbytes() == part.numel() * part.element_size()
 
@@ -115,7 +115,7 @@ def storage_of(tensor: Tensor) -> int:
 
 
 def is_held(storage: int) -> bool:
-    """Whether more than one tensor lies in a storage; NumPy's arrays hold a tensor too.
+    """Tells whether more than one tensor lies in a storage; NumPy's arrays hold a tensor too.
 
     Args:
         storage: what :func:`storage_of` says of one of them.
@@ -146,7 +146,7 @@ _holders = getattr(torch._C, "_storage_Use_Count", _unknown)
 
 
 def _count_alone() -> int:
-    """What the count is of a storage that one tensor has and Python has seen."""
+    """Counts the holders of a storage that one tensor has and Python has seen."""
     tensor = torch.empty(0)
     return int(getattr(torch._C, "_storage_Use_Count", int)(storage_of(tensor)))
 

@@ -15,7 +15,7 @@ _LEAST_PADDED = 20 * _ALIGNMENT  # columns: padding never takes 5 % of the memor
 
 
 class Units:
-    """Which parameters go together: groups of them, numbered from 0.
+    """Groups of parameters that go together, numbered from 0.
 
     Args:
         groups: collections of parameters; ``None`` is one group of all there are. A parameter may
@@ -35,7 +35,7 @@ class Units:
 
     @property
     def are_all(self) -> bool:
-        """Whether there is one group, of all parameters there are."""
+        """Tells whether there is one group, of all parameters there are."""
         return self._of is None
 
     def of(self, parameter: Tensor) -> Sequence[int]:
@@ -99,12 +99,12 @@ class Rows:
         self._aliases = [{} for _ in larger]
 
     def is_outdated(self) -> bool:
-        """Whether a parameter has another device, type, shape or memory order than when its place
-        was made."""
+        """Tells whether a parameter has another device, type, shape or memory order than when its
+        place was made."""
         return any(_form(parameter) != form for parameter, form in self._forms.items())
 
     def has_another_shape(self, parameter: Tensor) -> bool:
-        """Whether a parameter has another shape than when its place was made."""
+        """Tells whether a parameter has another shape than when its place was made."""
         return bool(local(parameter).shape != self._forms[parameter][2])
 
     def lend(self, parameter: Tensor, slot: int) -> Tensor:
@@ -156,7 +156,7 @@ class Rows:
 def _form(
     parameter: Tensor,
 ) -> tuple[torch.device, torch.dtype | None, torch.Size, tuple[int, ...]]:
-    """What a parameter's place in the rows depends on."""
+    """Gives what a parameter's place in the rows depends on."""
     part = local(parameter)
     return part.device, grad_dtype(parameter), part.shape, part.stride()
 

@@ -23,7 +23,7 @@ _WHOLE = (Tensor, torch.nn.Parameter)
 
 
 def is_spread(tensor: Tensor) -> bool:
-    """Whether a tensor lies over several processes.
+    """Tells whether a tensor lies over several processes.
 
     Example:
         >>> is_spread(torch.ones(2))
@@ -91,7 +91,7 @@ def total(part: Tensor, over: Spread | None) -> Tensor:
 
 
 def true_everywhere(flag: Tensor, parameters: list[Tensor]) -> Tensor:  # []
-    """Whether a boolean is true on every process over which any of the parameters lies."""
+    """Tells whether a boolean is true on every process over which any of the parameters lies."""
     failures = (~flag).to(torch.float64)
     for over in dict.fromkeys(spread(parameter) for parameter in parameters):
         failures = total(failures, over)

@@ -24,7 +24,7 @@ _SMALLEST, _LARGEST = 1e-20, 1e30
 def gram_matrix(
     grads: Tensor,  # [T, P]
 ) -> Tensor:  # [T, T]
-    """The same as :func:`gradsurgery.kernels.reference.gram_matrix`, from one read of the rows.
+    """Like :func:`gradsurgery.kernels.reference.gram_matrix`, from one read of the rows.
 
     Products and the sums of a tile are float32, totals float64. Where that could underflow or
     overflow, by the squared norms that came out, and for float64 or short rows, the reference does
@@ -63,7 +63,7 @@ def combine(
     grads: Tensor,  # [T, P]
     out: Tensor | None = None,  # [P]
 ) -> Tensor:  # [P]
-    """The same as :func:`gradsurgery.kernels.reference.combine`.
+    """Like :func:`gradsurgery.kernels.reference.combine`.
 
     Args:
         weights: one number per task, ``[T]``.

@@ -1,4 +1,4 @@
-"""What the blocks of a step leave: whose gradients they are, and where they go."""
+"""Gathers the gradients that the blocks of a step leave: whose they are, where they go."""
 
 from __future__ import annotations
 

@@ -14,7 +14,7 @@ from gradsurgery.gradients.shards import local
 
 
 class LastWeights:
-    """What the tasks' gradients were multiplied by, and to which parameters that went."""
+    """Keeps what the tasks' gradients were multiplied by, and to which parameters that went."""
 
     def __init__(self) -> None:
         self._of: dict[int, Tensor] = {}  # by task, in each unit

@@ -1,4 +1,4 @@
-"""What `backward` is given: the losses of a step, each checked and with the name of its task."""
+"""Checks the losses that `backward` is given, and names their tasks."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def named(losses: GivenLosses, tasks: Sequence[Hashable] | None) -> dict[Hashabl
 def one_by_one(
     losses: Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]], tasks: Sequence[Hashable] | None
 ) -> Iterator[tuple[Hashable, Tensor]]:
-    """The same of a generator, each loss checked when it is asked for, and not kept.
+    """Like :func:`named`, of a generator: checks each loss when it is asked for, and keeps none.
 
     Args:
         losses: of losses in the order of the tasks, or of names and losses.

@@ -177,7 +177,7 @@ class MultiTaskOptimizer(Proxy):
 
     @property
     def seed(self) -> int:
-        """What the random choices depend on, besides the step."""
+        """Seed of the random choices, which depend on the step besides."""
         return self._surgery.clock.seed
 
     @seed.setter
@@ -186,7 +186,7 @@ class MultiTaskOptimizer(Proxy):
 
     @property
     def weighting(self) -> Method | Weighting:
-        """What was given to make weights of the tasks' gradients."""
+        """Method or callable that makes weights of the tasks' gradients."""
         method = self._surgery.method
         return method.weighting if isinstance(method, FromGram) else method
 

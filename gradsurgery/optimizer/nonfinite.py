@@ -20,7 +20,7 @@ OnNonfinite = Literal["propagate", "raise", "skip_task", "skip_step"]
 
 
 def is_finite(grads: Collection[Tensor]) -> Tensor:  # []
-    """Whether every number of some gradients is finite, as a boolean on the first one's device.
+    """Tells whether every number of some gradients is finite, on the first one's device.
 
     Example:
         >>> is_finite([torch.ones(2), torch.tensor([0.0, float("inf")])])
@@ -57,7 +57,7 @@ def drop_tasks(tasks: Collection[int], buffer: GradientBuffer) -> None:
 
 
 class Guard:
-    """What a gradient that is not finite leads to.
+    """Acts on gradients that are not finite.
 
     One process acts at the end of the block that made it. Of several with examples of their own
     none may, because the others may have no such block: each remembers what it saw, and all act
@@ -84,22 +84,22 @@ class Guard:
 
     @property
     def looks(self) -> bool:
-        """Whether each task's gradients must be looked at."""
+        """Tells whether each task's gradients must be looked at."""
         return self.choice != "propagate"
 
     @property
     def asks(self) -> bool:
-        """Whether surgery must wait for what the other processes saw."""
+        """Tells whether surgery must wait for what the other processes saw."""
         return self._replicas is not None and self.choice in ("raise", "skip_task")
 
     @property
     def holds(self) -> bool:
-        """Whether gradients must not be added up before."""
+        """Tells whether gradients must not be added up before."""
         return self._replicas is not None and self.choice == "skip_task"
 
     @property
     def drops(self) -> bool:
-        """Whether :meth:`look` may write to the gradients."""
+        """Tells whether :meth:`look` may write to the gradients."""
         return self._replicas is None and self.choice == "skip_task"
 
     def look(self, task: int, grads: Collection[Tensor]) -> Tensor | None:  # []
@@ -140,7 +140,7 @@ class Guard:
             self._raise_for(failed)
 
     def must_skip(self, flags: Tensor) -> bool:  # [N] of uint8
-        """Whether a gradient of the step was not finite, on any process; reads the device."""
+        """Tells whether a gradient of the step was not finite, on any process; reads the device."""
         if self._replicas is not None:
             flags = largest_over(flags, self._replicas.group)
             self.act(flags.bool())

@@ -192,7 +192,7 @@ class Proxy(Optimizer):
                 handle.remove()
 
     def _own_state(self) -> dict[str, Any]:
-        """What must be kept besides the base optimizer's state."""
+        """Gives what must be kept besides the base optimizer's state."""
         raise NotImplementedError
 
     def _check_own_state(self, own: Mapping[str, Any]) -> None:

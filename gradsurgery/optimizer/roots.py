@@ -116,7 +116,7 @@ def check_not_summed(loss: Tensor) -> None:
 
 
 def _has_join(loss: Tensor) -> bool:
-    """Whether tensors were put together near a loss."""
+    """Tells whether tensors were put together near a loss."""
     to_visit: list[tuple[Node | None, int]] = [(loss.grad_fn, loss.output_nr)]
     for _ in range(_FARTHEST):
         if not to_visit:
@@ -132,7 +132,7 @@ def _has_join(loss: Tensor) -> bool:
 
 
 def _goes_on(node: Node, result: int, kind: str) -> bool:
-    """Whether tasks may have been put together below an operation: not where it is one of a
+    """Tells whether tasks may have been put together below an operation: not where it is one of a
     network's, which combines its input with parameters."""
     num_inputs = sum(before is not None for before, _ in node.next_functions)
     if num_inputs < 2:
@@ -143,7 +143,7 @@ def _goes_on(node: Node, result: int, kind: str) -> bool:
 
 @torch.no_grad()
 def _roots(loss: Tensor) -> Roots | None:
-    """What a loss depends on, ``None`` where that is all there is in its graph.
+    """Finds what a loss depends on, ``None`` where that is all there is in its graph.
 
     Goes down from the loss with a mask of the numbers that it depends on, which stays on the CPU.
     """

@@ -126,7 +126,7 @@ def _found(values: Any) -> Iterator[_Zeros]:
 
 
 def _compiles() -> bool:
-    """Whether a compiler looks at the parameters, which is not reading."""
+    """Tells whether a compiler looks at the parameters, which is not reading."""
     frame = sys._getframe(1)
     while frame is not None:
         if str(frame.f_globals.get("__name__", "")).startswith(_COMPILERS):

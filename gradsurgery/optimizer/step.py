@@ -68,7 +68,7 @@ class Clock:
 
 @dataclass
 class Step:
-    """What the blocks of a step have left so far.
+    """Holds what the blocks of a step have left so far.
 
     Args:
         buffer: the tasks' gradients that are kept apart.
@@ -103,7 +103,7 @@ class Step:
         self.losses[task] = self.losses[task] + loss if task in self.losses else loss
 
     def flags(self, num_tasks: int, device: torch.device) -> Tensor:  # [N] of uint8
-        """Of which tasks a gradient was not finite."""
+        """Tells of which tasks a gradient was not finite."""
         flags = torch.zeros(num_tasks, dtype=torch.uint8, device=device)
         for task, failed in self.failed.items():
             flags[task] = failed.to(device)

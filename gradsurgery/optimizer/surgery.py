@@ -97,12 +97,12 @@ class Surgery:
 
     @property
     def sees_each_task(self) -> bool:
-        """Whether tasks need a backward each although nothing is kept apart."""
+        """Tells whether tasks need a backward each although nothing is kept apart."""
         return self.monitor or not self.method.has_fixed_weights
 
     @property
     def weighs_losses(self) -> bool:
-        """Whether the method's weights go on the losses, before any backward."""
+        """Tells whether the method's weights go on the losses, before any backward."""
         return not (self.method.needs_gram or self.method.has_fixed_weights)
 
     def weigh_losses(self, losses: Mapping[int, Tensor]) -> Tensor:  # [T]

@@ -102,6 +102,6 @@ def _plain(argument: str, name: Any) -> Hashable:
 
 
 def _holds_nan(name: Any) -> bool:
-    """Whether a name, read back, would not be found: a tuple only looks whether its parts are the
-    same objects."""
+    """Tells whether a name, read back, would not be found: a tuple only looks whether its parts
+    are the same objects."""
     return any(map(_holds_nan, name)) if isinstance(name, tuple) else bool(name != name)

@@ -1,4 +1,4 @@
-"""What each step had of tasks, and a warning where that was too little for any surgery."""
+"""Sees which tasks each step had, and warns where they were too few for any surgery."""
 
 from __future__ import annotations
 
@@ -154,7 +154,7 @@ def _package(names: dict[str, object]) -> str:
 
 
 def _has_gradient(parameters: Iterable[Tensor]) -> bool:
-    """Whether a parameter has a gradient; zeros are none, where reading them costs nothing."""
+    """Tells whether a parameter has a gradient; zeros are none where reading costs nothing."""
     for parameter in parameters:
         grad = parameter.grad
         if grad is not None:

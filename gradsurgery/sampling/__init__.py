@@ -1,1 +1,1 @@
-"""Which task a batch comes from: samplers, and the loader that they drive."""
+"""Samplers, which say what task a batch comes from, and the loader that they drive."""

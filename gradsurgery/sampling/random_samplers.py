@@ -1,4 +1,4 @@
-"""Which task comes next, at random: with given probabilities, or every draw exactly once."""
+"""Samplers that draw at random: with given probabilities, or every draw exactly once."""
 
 from __future__ import annotations
 

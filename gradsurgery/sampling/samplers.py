@@ -1,4 +1,4 @@
-"""Which task comes next: what every task sampler does, and those that draw nothing at random."""
+"""Task samplers: what every one does, and those that draw nothing at random."""
 
 from __future__ import annotations
 
