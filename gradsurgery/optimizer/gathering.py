@@ -189,8 +189,9 @@ class Gathering:
         """Back-propagates losses that are all there, each for its task or all in one pass."""
         handling = self._step.handling or self.handling()
         sees_each = self._surgery.sees_each_task or self._guard.looks
-        weighs_losses = self._surgery.weighs_losses and not self._surgery.monitor
-        if handling == "apart" and weighs_losses and not self._guard.looks:
+        # Not with replicas: one without examples would not ask for the mean of the losses.
+        looks = self._guard.looks or self._surgery.monitor or self._replicas is not None
+        if handling == "apart" and self._surgery.weighs_losses and not looks:
             self._backward_weighted(losses, retain_graph)
             return
         if handling == "plain" or (handling == "weighted" and not sees_each):
@@ -224,11 +225,7 @@ class Gathering:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         for name in losses:
             self._witness.met(name, in_grad=True)
-        with torch.no_grad():
-            seen = {task: loss.detach() for task, loss in by_task}
-            if self._replicas is not None:
-                seen = self._mean_losses(seen, self._replicas)
-            weights = self._surgery.weigh_losses(seen)
+        weights = self._surgery.weigh_losses({task: loss.detach() for task, loss in by_task})
         seeds = [w.to(loss).view_as(loss) for (_, loss), w in zip(by_task, weights, strict=True)]
         self._step.handling = "apart"
         torch.autograd.backward(
@@ -322,10 +319,10 @@ class Gathering:
                     self._step.failed.clear()
                     for place in range(len(of_tasks)):
                         drop_unless(~failed[place], found.of(place))
-            weights, coefficients = surgery.weigh(gram[None], of_tasks, seen, gram.device)
+            noise = surgery.noise_of([found.grads])
+            weights, coefficients = surgery.weigh(gram[None], of_tasks, seen, gram.device, noise)
             self._step.losses.clear()
-            mixed = weights[0] / len(of_tasks) if surgery.reduction == "mean" else weights[0]
-            update = chosen.combine(mixed, found.grads, found.grads[0])
+            update = chosen.combine(surgery.reduced(weights[0]), found.grads, found.grads[0])
         for place, task in enumerate(of_tasks):
             found.scale_heads(place, surgery.fixed_weight(task))
         found.back_propagate(update, retain_graph)

@@ -109,9 +109,18 @@ class Surgery:
         """Asks the method for the weights of some losses, by task in order of their numbers."""
         of_tasks = sorted(losses)
         device = next(iter(losses.values())).device
-        weights, _ = self.weigh(None, of_tasks, losses, device)
-        self.record(of_tasks, None, weights, None)
-        return weights[0] / len(of_tasks) if self.reduction == "mean" else weights[0]
+        with torch.no_grad():
+            weights, _ = self.weigh(None, of_tasks, losses, device)
+            self.record(of_tasks, None, weights, None)
+            return self.reduced(weights[0])
+
+    def reduced(self, weights: Tensor) -> Tensor:  # [..., T]
+        """Gives the weights of the mean where that is wanted: the one place that divides by T."""
+        return weights / weights.shape[-1] if self.reduction == "mean" else weights
+
+    def noise_of(self, tensors: Iterable[Tensor]) -> float | None:
+        """Gives the relative error of inner products over tensors; ``None`` in float64."""
+        return None if all(tensor.dtype in _PRECISE for tensor in tensors) else _NOISE
 
     def fixed_weight(self, task: int) -> float:
         """Gives the weight of a task's loss that depends on nothing; 1 where there is no such."""
@@ -144,8 +153,7 @@ class Surgery:
             gram = buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all")
             gram = _by_task(gram, buffer)
         touched = buffer.touched()
-        noise = None if all(p.dtype in _PRECISE for p in touched) else _NOISE
-        device = touched[0].device
+        noise, device = self.noise_of(touched), touched[0].device
         weights, coefficients = self.weigh(gram, of_tasks, step.losses, device, noise)
         if self.watched and gram is not None:
             groups = Units(self.watched.values())
@@ -271,7 +279,7 @@ class Surgery:
             buffer.combine(
                 self.kernels_for(buffer.touched()).combine_segments,
                 units,
-                weights / weights.shape[-1] if self.reduction == "mean" else weights,
+                self.reduced(weights),
                 weights if reach_all else None,
             )
         )

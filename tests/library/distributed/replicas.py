@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import get_optimizer_state_dict
 from torch.nn.parallel import DistributedDataParallel
 
-from gradsurgery import PCGrad
+from gradsurgery import Method, MultiTaskOptimizer, PCGrad
 from gradsurgery.distributed import columns as columns_room
 from tests.library.distributed.training import (
     TASKS,
@@ -382,3 +382,26 @@ def the_state_that_torch_asks_for_counts_no_step():
 
 def seeded(seed):
     return torch.Generator().manual_seed(seed)
+
+
+class OverLosses(Method):
+    """Weighs each loss by one over its mean over the processes."""
+
+    needs_gram = False
+    needs_losses = True
+
+    def weights(self, seen):
+        return (1 / seen.losses)[None]
+
+
+@check
+def weights_of_losses_are_of_their_mean_where_a_process_has_no_examples():
+    parameter = nn.Parameter(torch.ones(2, dtype=torch.float64))
+    base = torch.optim.SGD([parameter], lr=0.1)
+    group = dist.group.WORLD
+    optimizer = MultiTaskOptimizer(base, OverLosses(), tasks=("a", "b"), process_group=group)
+    losses = {"a": 2 * parameter.sum(), "b": 3 * parameter[0]}
+    optimizer.backward(losses if dist.get_rank() == 0 else {})
+    # The mean of both losses is theirs over the number of processes, and so are their gradients.
+    expected = parameter.new_tensor([2 / 4 + 3 / 3, 2 / 4])
+    torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=0)
