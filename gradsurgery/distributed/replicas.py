@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -14,31 +14,6 @@ from gradsurgery.gradients.shards import is_spread
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-
-def check_group(group: object, parameters: Iterable[Tensor], tasks: Iterable[Hashable]) -> None:
-    """Refuses a process group that surgery cannot use.
-
-    Raises:
-        TypeError, ValueError: in one line.
-    """
-    from torch.distributed import ProcessGroup
-
-    if not isinstance(group, ProcessGroup):
-        raise TypeError(
-            f"process_group: must be a torch.distributed.ProcessGroup, got {type(group).__name__}; "
-            "give it torch.distributed.group.WORLD after init_process_group()"
-        )
-    if not list(tasks):
-        raise ValueError(
-            "tasks: must be declared where there is a process_group, because processes may meet "
-            "them in another order; name them all"
-        )
-    if any(is_spread(parameter) for parameter in parameters):
-        raise ValueError(
-            "process_group: must be left out where parameters are sharded; fully_shard() already "
-            "averages each task's gradient"
-        )
 
 
 class Agreement(NamedTuple):
@@ -69,6 +44,20 @@ class Replicas:
     def __init__(self, group: ProcessGroup) -> None:
         self.group = group
         self._are_alike = False
+
+    @classmethod
+    def of(
+        cls, group: ProcessGroup | None, parameters: Iterable[Tensor], tasks: Iterable[Hashable]
+    ) -> Replicas | None:
+        """Makes those of a group, if there is one.
+
+        Raises:
+            TypeError, ValueError: surgery cannot use it.
+        """
+        if group is None:
+            return None
+        _check_group(group, parameters, tasks)
+        return cls(group)
 
     def check_alike(self, what: object) -> None:
         """Refuses processes that were set up differently, on all of them; asks once.
@@ -155,9 +144,43 @@ class Replicas:
         failed = found[num_tasks] > 0
         return mean.masked_fill(failed | failed[:, None], 0), failed
 
+    def mean_losses(
+        self, losses: Mapping[int, Tensor], num_tasks: int, device: torch.device
+    ) -> dict[int, Tensor]:
+        """Averages losses by task; one that a process does not have counts as zero."""
+        told = torch.zeros(num_tasks, dtype=torch.float64, device=device)
+        for task, loss in losses.items():
+            told[task] = loss
+        return dict(enumerate(sum_over(told, self.group) / self.group.size()))
+
 
 def _difference(one: str, other: str) -> str:
     """Where two descriptions part, in a few words."""
     place = next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), 0)
     around = slice(max(0, place - 20), place + 40)
     return f"{one[around]!r} where process 0 has {other[around]!r}"
+
+
+def _check_group(group: object, parameters: Iterable[Tensor], tasks: Iterable[Hashable]) -> None:
+    """Refuses a process group that surgery cannot use.
+
+    Raises:
+        TypeError, ValueError: in one line.
+    """
+    from torch.distributed import ProcessGroup
+
+    if not isinstance(group, ProcessGroup):
+        raise TypeError(
+            f"process_group: must be a torch.distributed.ProcessGroup, got {type(group).__name__}; "
+            "give it torch.distributed.group.WORLD after init_process_group()"
+        )
+    if not list(tasks):
+        raise ValueError(
+            "tasks: must be declared where there is a process_group, because processes may meet "
+            "them in another order; name them all"
+        )
+    if any(is_spread(parameter) for parameter in parameters):
+        raise ValueError(
+            "process_group: must be left out where parameters are sharded; fully_shard() already "
+            "averages each task's gradient"
+        )

@@ -12,20 +12,18 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 
 import torch
 from torch import Tensor
 
-from gradsurgery.distributed.averaging import AveragedBuffer
-from gradsurgery.distributed.collectives import sum_over
 from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.shards import is_spread
-from gradsurgery.optimizer.features import FeatureGradients
-from gradsurgery.optimizer.losses import GivenLosses, Losses, named, one_by_one
-from gradsurgery.optimizer.nonfinite import Guard, drop_tasks, drop_unless
+from gradsurgery.optimizer.features import FeatureGradients, check_features
+from gradsurgery.optimizer.losses import GivenLosses, Losses, check_one_list, named, one_by_one
+from gradsurgery.optimizer.nonfinite import Guard, drop_unless
 from gradsurgery.optimizer.roots import beyond_joins, check_not_summed
 from gradsurgery.optimizer.step import Handling, Step
 from gradsurgery.optimizer.surgery import Surgery
@@ -36,7 +34,7 @@ from gradsurgery.optimizer.witness import Witness
 
 class Gathering:
     """Gathers the gradients of a step: attributes them to tasks, keeps them apart or adds them to
-    ``.grad``, and averages both over processes.
+    ``.grad``.
 
     Args:
         parameters: lists the optimizer's parameters.
@@ -75,7 +73,7 @@ class Gathering:
         step = self._step
         name = self._tasks.check(name)
         step.check_closed("task()")
-        step.handling = step.handling or self.handling()
+        step.handling = self._handling()
         block = TaskBlock(name, partial(self._note_loss, name))
         step.is_open = True
         step.seal.lift()
@@ -103,12 +101,9 @@ class Gathering:
             step.seal.lay(step.buffer, step.handling)
         self._tasks.number(name)
 
-    def handling(self) -> Handling:
-        """Decides what becomes of gradients, where each block's may have to be looked at."""
-        handling = self._surgery.handling()
-        if handling == "apart" or not self._guard.looks:
-            return handling
-        return "held" if self._guard.holds else "weighted"
+    def _handling(self) -> Handling:
+        """Decides what becomes of the tasks' gradients, once in a step."""
+        return self._step.handling or self._guard.handling(self._surgery.handling())
 
     def _only_read(self) -> Container[Tensor]:
         """Lists parameters to whose gradients nothing is written where autograd left them."""
@@ -130,7 +125,7 @@ class Gathering:
             if self._shared is not None:
                 kept = {p: grad for p, grad in grads.items() if p in self._shared}
                 plain = {p: grads[p] for p in grads if p not in kept} if apart else grads
-            if apart or self._surgery.monitor:
+            if apart or self._surgery.settings.monitor:
                 step.buffer.capture(task, list(kept.items()), copy=not apart)
             if not apart:
                 self._surgery.scale(task, grads)
@@ -142,22 +137,6 @@ class Gathering:
         failed = self._guard.look(task, grads)
         if failed is not None:
             self._step.note(task, failed)
-
-    def _release(self, outside: dot_grad.Grads) -> None:
-        """Merges into ``outside`` what was held back, as it would have been at once."""
-        buffer = self._step.buffer
-        for task in buffer.slots:
-            grads = {}
-            for parameter in buffer.touched():
-                if task in buffer.grads_of(parameter):
-                    grad = buffer.hand_out(parameter, buffer.slots[task])
-                    grads[parameter] = grad.clone() if self._surgery.monitor else grad
-            self._surgery.scale(task, grads)
-            dot_grad.merge(outside, grads)
-
-    def flags(self) -> Tensor:  # [N] of uint8
-        """Tells of which tasks a gradient was not finite."""
-        return self._step.flags(len(self._tasks), next(self._parameters()).device)
 
     def named(self, losses: GivenLosses) -> dict[Hashable, Tensor]:
         """Checks losses and sorts them by the names of their tasks."""
@@ -173,8 +152,32 @@ class Gathering:
         if self._surgery.method.needs_losses:
             self._step.note_loss(self._tasks.number(name), loss.detach())
 
-    def backward_all(self, losses: Losses, retain_graph: bool | None) -> None:
-        """Back-propagates whatever :meth:`MultiTaskOptimizer.backward` is given."""
+    def backward_all(
+        self,
+        what: str,
+        losses: Losses,
+        retain_graph: bool | None,
+        *further: object,
+        and_replace: Callable[[], None] | None = None,
+    ) -> None:
+        """Back-propagates whatever :meth:`MultiTaskOptimizer.backward` is given, or nothing of it.
+
+        Args:
+            what: the call, for errors.
+            losses, retain_graph, further: as there.
+            and_replace: makes ``.grad`` of them, in place of all gradients from before.
+        """
+        self._step.check_closed(what)
+        check_one_list(losses, retain_graph, *further)
+        with self._all_or_nothing(replace=and_replace is not None):
+            self._backward_each(losses, retain_graph)
+            if and_replace is not None:
+                and_replace()
+
+    def _all_or_nothing(self, *, replace: bool = False) -> AbstractContextManager[None]:
+        return self._step.all_or_nothing(list(self._parameters()), self._tasks, replace=replace)
+
+    def _backward_each(self, losses: Losses, retain_graph: bool | None) -> None:
         if isinstance(losses, Mapping) and not losses and self._replicas is not None:
             return  # no examples here in this step; other processes have some
         if not isinstance(losses, Iterator):
@@ -187,10 +190,10 @@ class Gathering:
 
     def backward_given(self, losses: Mapping[Hashable, Tensor], retain_graph: bool | None) -> None:
         """Back-propagates losses that are all there, each for its task or all in one pass."""
-        handling = self._step.handling or self.handling()
+        handling = self._handling()
         sees_each = self._surgery.sees_each_task or self._guard.looks
         # Not with replicas: one without examples would not ask for the mean of the losses.
-        looks = self._guard.looks or self._surgery.monitor or self._replicas is not None
+        looks = self._guard.looks or self._surgery.settings.monitor or self._replicas is not None
         if handling == "apart" and self._surgery.weighs_losses and not looks:
             self._backward_weighted(losses, retain_graph)
             return
@@ -233,61 +236,22 @@ class Gathering:
         )
         self._step.averaged.clear()
 
-    def _mean_losses(self, losses: Mapping[int, Tensor], replicas: Replicas) -> dict[int, Tensor]:
-        """Averages losses over the replicas; one that a process does not have counts as zero."""
-        device = next(self._parameters()).device
-        told = torch.zeros(len(self._tasks), dtype=torch.float64, device=device)
-        for task, loss in losses.items():
-            told[task] = loss
-        mean = sum_over(told, replicas.group) / replicas.group.size()
-        return dict(enumerate(mean))
-
-    def average(self, replicas: Replicas) -> AveragedBuffer:
-        """Averages the per-task gradients over the replicas, and replaces ``.grad`` by its mean."""
-        step, parameters = self._step, list(self._parameters())
-        options = (
-            *self._surgery.settings(),
-            self._shared and [place for place, p in enumerate(parameters) if p in self._shared],
-        )
-        shapes = [(tuple(p.shape), p.dtype) for p in parameters]
-        replicas.check_alike((self._tasks.names, options, shapes))
-        # A process without a block in this step has not yet asked.
-        handling = step.handling or self.handling()
-        present = [p for p in parameters if p.grad is not None and p not in step.averaged]
-        flags = self.flags() if self._guard.asks else None
-        begun = step.handling is not None
-        agreed = replicas.agree(parameters, len(self._tasks), step.buffer, present, flags, begun)
-        step.handling = handling if agreed.begun else None
-        if flags is not None:
-            self._guard.act(agreed.failed)
-            step.failed.clear()
-            drop_tasks(agreed.failed_tasks, step.buffer)
-        outside = dot_grad.take_over(agreed.outside)
-        with_outside, tasks_of = set(agreed.outside), agreed.tasks_of
-        if handling == "held":
-            self._release(outside)
-            with_outside.update(parameter for parameter, by in tasks_of.items() if by)
-            tasks_of = tasks_of if self._surgery.monitor else {}
-        mean = AveragedBuffer(
-            step.buffer,
-            tasks_of,
-            {p: outside.get(p) for p in parameters if p in with_outside},
-            self._surgery.scope == "all",
-            replicas.group,
-        )
-        dot_grad.add(mean.outside)
-        step.averaged.update(parameters)
-        if self._surgery.method.needs_losses and mean.slots:
-            step.losses = self._mean_losses(step.losses, replicas)
-        return mean
-
     def backward_to_features(
-        self, losses: GivenLosses, features: Sequence[Tensor], retain_graph: bool
+        self, losses: GivenLosses, features: Tensor | Sequence[Tensor], retain_graph: bool
     ) -> None:
         """Performs surgery on the gradients of features, and back-propagates the result."""
+        self._step.check_closed("feature_backward()")
+        shared = [features] if isinstance(features, Tensor) else list(features)
+        check_features(shared)
+        with self._all_or_nothing():
+            self._backward_to(losses, shared, retain_graph)
+
+    def _backward_to(
+        self, losses: GivenLosses, features: Sequence[Tensor], retain_graph: bool
+    ) -> None:
         given = self.named(losses)
         self._check_features_everywhere(given)
-        handling = self._step.handling or self.handling()
+        handling = self._handling()
         if handling == "plain" or self._surgery.weighs_losses:
             self.backward_given(given, retain_graph)
             return
@@ -310,10 +274,11 @@ class Gathering:
             gram = chosen.gram_matrix(found.grads)
             seen = dict(self._step.losses)
             if self._replicas is not None:
-                flags = self.flags() if self._guard.asks else None
+                num_tasks, asks = len(self._tasks), self._guard.asks
+                flags = self._step.flags(num_tasks, gram.device) if asks else None
                 gram, failed = self._replicas.mean_gram(gram, flags)
                 if surgery.method.needs_losses:
-                    seen = self._mean_losses(seen, self._replicas)
+                    seen = self._replicas.mean_losses(seen, num_tasks, gram.device)
                 if failed is not None:
                     self._guard.act(failed)
                     self._step.failed.clear()

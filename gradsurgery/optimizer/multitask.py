@@ -4,33 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Literal
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradsurgery.arguments import (
-    Shared,
-    check_choice,
-    check_floating,
-    check_integer,
-    parameters_in,
-)
+from gradsurgery.arguments import Shared, check_floating
 from gradsurgery.diagnostics import Diagnostics
-from gradsurgery.distributed.replicas import Replicas, check_group
+from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.method import FromGram, Method, Weighting
-from gradsurgery.optimizer.features import check_features
 from gradsurgery.optimizer.gathering import Gathering
-from gradsurgery.optimizer.losses import GivenLosses, Losses, check_one_list
-from gradsurgery.optimizer.nonfinite import Guard, OnNonfinite
+from gradsurgery.optimizer.losses import GivenLosses, Losses
+from gradsurgery.optimizer.nonfinite import Guard
+from gradsurgery.optimizer.own_state import OwnState
 from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
+from gradsurgery.optimizer.settings import (
+    Granularity,
+    OnNonfinite,
+    Reduction,
+    Scope,
+    Settings,
+    shared_parameters,
+)
 from gradsurgery.optimizer.step import Step
-from gradsurgery.optimizer.surgery import Granularity, Surgery
+from gradsurgery.optimizer.surgery import Surgery
 from gradsurgery.optimizer.task_block import TaskBlock
 from gradsurgery.optimizer.tasks import Tasks
+from gradsurgery.optimizer.update import Update
 from gradsurgery.optimizer.witness import Witness
 
 if TYPE_CHECKING:
@@ -49,39 +53,36 @@ class MultiTaskOptimizer(Proxy):
         base: the optimizer that takes the step.
         weighting: a :class:`gradsurgery.Method`, or ``gram [T, T] -> weights [T]``, T being the
             tasks of this step, in the order in which they were first named: where one is absent,
-            ``gram`` is smaller. What it keeps from call to call is saved and resumed if it has
-            ``state_dict`` and ``load_state_dict``.
+            ``gram`` is smaller. State is saved where it has ``state_dict`` and ``load_state_dict``.
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
             weights, task-specific ones included, as older implementations do.
-        shared: the parameters, or modules of them, that may count as shared; every other parameter
-            keeps its plain gradient, whichever tasks reach it. By default all may. Declare them
-            where the graph cannot tell: where autograd sends zeros to another task's head, as it
-            does from a block's loss of one column of outputs that were concatenated.
+        shared: the parameters, or modules of them, that may count as shared; every other keeps its
+            plain gradient, whichever tasks reach it. By default all may. Declare them where
+            autograd sends zeros to another task's head: in blocks, where outputs are concatenated.
         granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
             ``base``, or each ``"tensor"``.
         seed: of the random choices, where the method makes any.
         every: surgery in every ``every``-th step; the steps between use the last weights as weights
             of the losses on the shared parameters, at the price of the plain sum.
         start_step: steps of plain loss sum before the first surgery, whatever the reduction.
-        on_nonfinite: what a gradient with NaN or infinity in it leads to: ``"propagate"`` makes the
-            update non-finite too, which ``GradScaler`` relies on; ``"skip_task"`` makes the
-            gradient zero; ``"skip_step"`` leaves the step out, and ``"raise"`` raises, both of
-            which read a number from the device. All but the first cost one more read of every
-            gradient, and ``diagnostics`` counts what they met. With a ``process_group`` all
-            processes do so when a gradient on any of them is not finite, at the end of the step's
-            blocks, in :meth:`surgery`; ``"skip_task"`` then keeps the tasks' gradients apart.
+        on_nonfinite: what a gradient with NaN or infinity in it does: ``"propagate"`` makes the
+            update non-finite too, which ``GradScaler`` relies on; ``"skip_task"`` makes it zero;
+            ``"skip_step"`` leaves the step out and ``"raise"`` raises, both of which read a number
+            from the device. All but the first read every gradient once more, and ``diagnostics``
+            counts what they met. With a ``process_group`` all processes act together, in
+            :meth:`surgery`; ``"skip_task"`` then keeps the tasks' gradients apart.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
-        process_group: processes that hold the same parameters and each have examples of their own;
-            surgery is then that of the gradients' mean over them. It replaces the averaging of
-            ``DistributedDataParallel``, and every process must call :meth:`surgery` and
-            :meth:`step` equally often. Not for sharded parameters, which need nothing.
+        process_group: processes that hold the same parameters, each with examples of its own;
+            surgery is that of the gradients' mean over them, in place of the averaging of
+            ``DistributedDataParallel``. Every process must call :meth:`surgery` and :meth:`step`
+            equally often. Not for sharded parameters, which need nothing.
         monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart.
-        warn: whether to warn, once each, of a step on gradients that had not two tasks, and so no
-            surgery; of a new task after many steps without one, where ``tasks`` are not declared;
-            and of ``.grad`` being read while the tasks' gradients are kept apart.
+        warn: whether to warn, once each, of a step without two tasks, and so without surgery; of a
+            new task after many steps without one, where ``tasks`` are not declared; and of
+            ``.grad`` being read while the tasks' gradients are kept apart.
 
     Raises:
         TypeError: ``base`` is not an optimizer, ``weighting`` cannot be called, or
@@ -105,8 +106,8 @@ class MultiTaskOptimizer(Proxy):
         weighting: Method | Weighting,
         *,
         tasks: Iterable[Hashable] | None = None,
-        reduction: Literal["sum", "mean"] = "sum",
-        scope: Literal["shared", "all"] = "shared",
+        reduction: Reduction = "sum",
+        scope: Scope = "shared",
         shared: Shared | None = None,
         granularity: Granularity = "model",
         seed: int = 0,
@@ -120,75 +121,36 @@ class MultiTaskOptimizer(Proxy):
         warn: bool = True,
     ) -> None:
         super().__init__(base)
-        check_choice("on_nonfinite", on_nonfinite, ("propagate", "raise", "skip_task", "skip_step"))
         check_floating("buffer_dtype", buffer_dtype)
-        declared = None if tasks is None else list(tasks)
-        self._witness = Witness(type(self).__name__, warn, declared)
-        self._tasks = Tasks(declared, self._witness.met_new)
-        self.shared = None if shared is None else parameters_in("shared", shared, base)
-        if shared is not None and scope == "all":
-            raise ValueError('shared: must be left out where scope="all"; choose one of the two')
-        if self.shared is not None and process_group is not None and on_nonfinite == "skip_task":
-            raise ValueError(
-                'on_nonfinite: must not be "skip_task" where there are shared= and process_group=; '
-                'choose "skip_step"'
-            )
-        if process_group is not None:
-            check_group(process_group, self._parameters(), self._tasks.names)
+        self.shared = shared_parameters(shared, base, scope, on_nonfinite, process_group)
+        names = None if tasks is None else list(tasks)
+        self._witness = witness = Witness(type(self).__name__, warn, names)
+        self._tasks = known = Tasks(names, witness.met_new)
         self.process_group = process_group
-        self.diagnostics = Diagnostics()
-        self._surgery = Surgery(
-            base,
-            weighting if isinstance(weighting, Method) else FromGram(weighting),
-            self._tasks,
-            self.diagnostics,
-            reduction=reduction,
-            scope=scope,
-            granularity=granularity,
-            seed=seed,
-            every=every,
-            start_step=start_step,
-            fused=fused,
-            monitor=monitor,
-        )
-        seal = Seal(self._witness.found_early, is_wanted=warn)
-        self._step = Step(GradientBuffer(buffer_dtype), seal)
-        self._replicas = None if process_group is None else Replicas(process_group)
-        self._guard = Guard(on_nonfinite, self._tasks, self.diagnostics, self._replicas)
-        self._gathering = Gathering(
-            self._parameters,
-            self._tasks,
-            self._step,
-            self._surgery,
-            self._guard,
-            self._replicas,
-            self._witness,
-            self.shared,
-        )
+        replicas = Replicas.of(process_group, self._parameters(), known.names)
+        self.diagnostics = told = Diagnostics()
+        self._settings = Settings(reduction, scope, granularity, every, start_step, fused, monitor)
+        method = weighting if isinstance(weighting, Method) else FromGram(weighting)
+        self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed)
+        seal = Seal(witness.found_early, is_wanted=warn)
+        self._step = step = Step(GradientBuffer(buffer_dtype), seal)
+        self._guard = guard = Guard(on_nonfinite, known, told, replicas)
+        parts = self._parameters, known, step, surgery, guard, replicas, witness, self.shared
+        self._gathering, self._update = Gathering(*parts), Update(*parts)
+        self._own = OwnState(self._parameters, known, step, surgery, self._update, told)
 
-    on_nonfinite = delegated("_guard", "choice")
-    reduction = delegated("_surgery", "reduction")
-    scope = delegated("_surgery", "scope")
-    granularity = delegated("_surgery", "granularity")
-    fused = delegated("_surgery", "fused")
-    every = delegated("_surgery", "every")
-    start_step = delegated("_surgery", "start_step")
-    monitor = delegated("_surgery", "monitor")
-
-    @property
-    def seed(self) -> int:
-        """Seed of the random choices, which depend on the step besides."""
-        return self._surgery.clock.seed
-
-    @seed.setter
-    def seed(self, seed: int) -> None:
-        self._surgery.clock.seed = check_integer("seed", seed)
-
-    @property
-    def weighting(self) -> Method | Weighting:
-        """Method or callable that makes weights of the tasks' gradients."""
-        method = self._surgery.method
-        return method.weighting if isinstance(method, FromGram) else method
+    on_nonfinite: OnNonfinite = delegated("_guard", "choice")
+    reduction: Reduction = delegated("_settings", "reduction")
+    scope: Scope = delegated("_settings", "scope")
+    granularity: Granularity = delegated("_settings", "granularity")
+    fused: bool | None = delegated("_settings", "fused")
+    every: int = delegated("_settings", "every")
+    start_step: int = delegated("_settings", "start_step")
+    monitor: bool = delegated("_settings", "monitor")
+    seed: int = delegated("_surgery", "seed", "Seed of the random choices; the step counts too.")
+    weighting: Method | Weighting = delegated(
+        "_surgery", "weighting", "Method or callable that makes weights of the tasks' gradients."
+    )
 
     @property
     def tasks(self) -> tuple[Hashable, ...]:
@@ -203,7 +165,7 @@ class MultiTaskOptimizer(Proxy):
         autograd itself adds to ``.grad``.
 
         Args:
-            name: the task: a ``str``, a number, ``None``, or a tuple of such, or what equals one of
+            name: the task: a ``str``, a number, ``None``, a tuple of such, or what equals one of
                 them, such as numpy's and a member of a ``str`` Enum.
 
         Raises:
@@ -219,10 +181,8 @@ class MultiTaskOptimizer(Proxy):
     def backward(self, losses: Losses, retain_graph: bool | None = None, *further: object) -> None:
         """Back-propagates one loss for each task and adds the combined gradient to ``.grad``.
 
-        Losses that were put into one tensor and taken out again, as by ``torch.stack(losses)``, and
-        losses of the columns of heads' outputs that ``torch.cat`` put together, reach what each of
-        them depends on, and no other task's head. This is read from the graph near the losses;
-        where it does not show there, and in blocks, declare the shared parameters with ``shared=``.
+        Losses that were put together and taken apart again, as by ``torch.stack(losses)``, reach
+        what each of them depends on, and no other task's head.
 
         Args:
             losses: a sequence or another collection in the order of ``tasks`` with a loss for each
@@ -248,10 +208,7 @@ class MultiTaskOptimizer(Proxy):
             >>> optimizer.tasks
             (0, 1)
         """
-        self._step.check_closed("backward()")
-        check_one_list(losses, retain_graph, *further)
-        with self._step.all_or_nothing(list(self._parameters()), self._tasks):
-            self._gathering.backward_all(losses, retain_graph)
+        self._gathering.backward_all("backward()", losses, retain_graph, *further)
         self.surgery()
 
     def pc_backward(
@@ -260,8 +217,8 @@ class MultiTaskOptimizer(Proxy):
         """Does what :meth:`backward` does, but replaces ``.grad`` instead of adding to it, as
         Pytorch-PCGrad and pytorch_optimizer do; a training loop then needs no ``zero_grad()``.
 
-        Gradients that blocks have kept apart are replaced too, and ``.grad`` of a parameter that no
-        loss reaches becomes ``None``. After an error all gradients are as before.
+        Gradients kept apart are replaced too, and ``.grad`` of a parameter that no loss reaches
+        becomes ``None``. After an error all gradients are as before.
 
         Args:
             losses, retain_graph, further: as in :meth:`backward`.
@@ -269,35 +226,23 @@ class MultiTaskOptimizer(Proxy):
         Raises:
             TypeError, ValueError: as :meth:`backward`.
         """
-        self._step.check_closed("pc_backward()")
-        check_one_list(losses, retain_graph, *further)
-        with self._step.all_or_nothing(list(self._parameters()), self._tasks, replace=True):
-            self._gathering.backward_all(losses, retain_graph)
-            self.surgery()
+        self._gathering.backward_all(
+            "pc_backward()", losses, retain_graph, *further, and_replace=self.surgery
+        )
 
     def feature_backward(
-        self,
-        losses: GivenLosses,
-        features: Tensor | Sequence[Tensor],
-        retain_graph: bool = False,
+        self, losses: GivenLosses, features: Tensor | Sequence[Tensor], retain_graph: bool = False
     ) -> None:
         """Surgery on the gradient of a representation that the losses share, for the price of the
         loss sum: every loss goes back to the features, their combined gradient alone goes on.
 
         It is another method, not a faster :meth:`backward`: a conflict is one between the tasks'
-        gradients of the features, not of the parameters, and the two agree in sign only where the
-        trunk below keeps angles. It needs losses of the *same* inputs; where each task has its own
-        examples, :meth:`backward` costs no more than the loss sum. What lies beyond the features,
-        such as heads, keeps its plain gradient.
+        gradients of the features, not of the parameters. It needs losses of the *same* inputs;
+        where each task has its own examples, :meth:`backward` costs no more than the loss sum.
 
-        The features are a cut through the graph, and the first of them on a path from a loss is
-        the one whose gradient the path counts for; they may be made of one another, like feature
-        maps of several scales. A path that meets none, such as a skip connection, tied weights or a
-        penalty on the trunk, gives its plain gradient; where it ends in the trunk, each loss goes
-        back along it by itself. With weights of one every parameter gets the loss sum's gradient.
-
-        Hooks of features and parameters, and gradients retained on features, get the total once;
-        hooks elsewhere may see it in parts, as in :meth:`backward`.
+        The features are a cut through the graph: a path from a loss counts for the first of them
+        that it meets, and one that meets none (heads, skip connections) gives its plain gradient.
+        Hooks of features and parameters get the total once, those elsewhere may see parts of it.
 
         Args:
             losses: as in :meth:`backward`, without a generator.
@@ -307,10 +252,9 @@ class MultiTaskOptimizer(Proxy):
 
         Raises:
             TypeError: a loss or a feature is not a tensor.
-            ValueError: as :meth:`backward`; or a feature needs no gradient or is not dense, they
-                are on several devices, no loss depends on any of them, a reentrant checkpoint
-                follows, a task is missing where there is a process group, or parameters are
-                sharded.
+            ValueError: as :meth:`backward`; a feature needs no gradient, is not dense, on another
+                device or reached by no loss; there is a reentrant checkpoint, a process group that
+                lacks a task, or a sharded parameter.
 
         Example:
             >>> trunk, heads = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
@@ -323,36 +267,20 @@ class MultiTaskOptimizer(Proxy):
         Source: Ozan Sener and Vladlen Koltun, "Multi-Task Learning as Multi-Objective
         Optimization", 2018, section 3.3, take the same short cut for another method.
         """
-        self._step.check_closed("feature_backward()")
-        shared = [features] if isinstance(features, Tensor) else list(features)
-        check_features(shared)
-        with self._step.all_or_nothing(list(self._parameters()), self._tasks):
-            self._gathering.backward_to_features(losses, shared, retain_graph)
+        self._gathering.backward_to_features(losses, features, retain_graph)
 
-    @torch.no_grad()
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.
 
         Call it where something must see the combined gradient before the step: gradient clipping,
-        ``GradScaler.unscale_`` and ``GradScaler.step``. Without gradients kept apart it does
-        nothing.
+        ``GradScaler.unscale_`` and ``GradScaler.step``. It does nothing where none is kept apart.
 
         Raises:
-            FloatingPointError: where there is a ``process_group`` and ``on_nonfinite`` is
-                ``"raise"``, on every process and until :meth:`zero_grad`: a task's gradient is not
-                finite on one of them.
+            FloatingPointError: with a ``process_group`` and ``on_nonfinite="raise"``, on every
+                process, until :meth:`zero_grad`: a task's gradient is not finite on one of them.
         """
         self._step.check_closed("surgery()")
-        self._step.seal.lift()
-        self._witness.looks_outside(self._parameters())
-        if self._replicas is None:
-            self._operate(self._step.buffer)
-        else:
-            mean = self._gathering.average(self._replicas)
-            try:
-                self._operate(mean)
-            finally:
-                mean.clear()
+        self._update.make()
 
     def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
         """Performs surgery on what is still kept apart, then the base optimizer's step.
@@ -371,43 +299,15 @@ class MultiTaskOptimizer(Proxy):
             ValueError: inside a task block, or with a closure where ``on_nonfinite`` is
                 ``"skip_step"``.
         """
-        step = self._step
-        step.check_closed("step()")
-        if self.on_nonfinite == "skip_step":
-            if closure is not None:
-                raise ValueError(
-                    'step(): must be called without a closure where on_nonfinite="skip_step", '
-                    "because the base optimizer would go on; choose another on_nonfinite"
-                )
-            if self._guard.must_skip(self._gathering.flags()):
-                self.zero_grad()
-                self.diagnostics.num_skipped_steps += 1
-                return None
+        self._step.check_closed("step()")
+        if self._update.must_be_skipped(closure):
+            self.zero_grad()
+            self.diagnostics.num_skipped_steps += 1
+            return None
         self.surgery()
-        step.counts = step.handling is not None
-        if closure is None:
-            self._testify()
-        with step.second_order_explained(self.base, even_without_graph=closure is None):
-            result = self._step_base(closure, self._with_surgery, **options)
-        if step.counts:
-            self._surgery.clock.tick()
-        step.end()
-        self._witness.end()
-        return result
-
-    def _with_surgery(self, closure: Callable[[], Any]) -> Callable[[], Any]:
-        """A closure after which ``.grad`` holds the combined gradient."""
-
-        def evaluate() -> Any:
-            # The base optimizer may have replaced what was averaged over processes.
-            self._step.averaged.clear()
-            loss = closure()
-            self.surgery()
-            self._testify()
-            self._step.counts |= self._step.handling is not None
-            return loss
-
-        return evaluate
+        with self._update.taken(self.base, closure):
+            inside = partial(self._update.inside, surgery=self.surgery)
+            return self._step_base(closure, inside, **options)
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
         """Lets the diagnostics tell conflicts in groups of parameters apart, such as layers.
@@ -428,26 +328,12 @@ class MultiTaskOptimizer(Proxy):
             >>> optimizer = MultiTaskOptimizer(torch.optim.SGD(model.parameters(), lr=0.1), len)
             >>> optimizer.watch({name: part.parameters() for name, part in model.items()})
         """
-        watched = {}
-        for name, parameters in groups.items():
-            watched[name] = [parameters] if isinstance(parameters, Tensor) else list(parameters)
-            if not isinstance(name, str):
-                raise TypeError(f"groups: must be named by strs, got {name!r}; name the group")
-            for parameter in watched[name]:
-                if not isinstance(parameter, Tensor):
-                    raise TypeError(
-                        f"groups: must hold parameters, got {type(parameter).__name__} in "
-                        f"{name!r}; give it module.parameters()"
-                    )
-        self._surgery.check_watched(watched)
-        self._surgery.watched.clear()
-        self._surgery.watched.update(watched)
+        self._surgery.watched.choose(groups)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Forgets every gradient, those kept apart included."""
         self._step.check_closed("zero_grad()")
-        self._step.forget()
-        self._witness.forget()
+        self._update.forget()
         self.base.zero_grad(set_to_none)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -457,44 +343,3 @@ class MultiTaskOptimizer(Proxy):
                 "this process; load its state_dict() into a new one"
             )
         return super().__getstate__()
-
-    def _operate(self, buffer: GradientBuffer) -> None:
-        """Performs surgery on what a buffer keeps, if that is anything."""
-        if buffer.touched():
-            self._witness.saw([self._tasks.names[task] for task in sorted(buffer.slots)])
-            self._surgery.operate(buffer, self._step)
-        else:
-            buffer.clear()
-
-    def _testify(self) -> None:
-        """Warns, once, before a step on gradients of fewer than two tasks."""
-        # Of what is added to `.grad` at once a process does not know the tasks of the others.
-        if self._replicas is None or self._step.handling == "apart":
-            self._witness.testify(self._parameters())
-
-    def _own_state(self) -> dict[str, Any]:
-        return {
-            **self._surgery.state_dict(),
-            **self._step.state_dict(list(self._parameters())),
-            "tasks": list(self._tasks.names),
-            "diagnostics": self.diagnostics.state_dict(),
-        }
-
-    def _check_own_state(self, own: Mapping[str, Any]) -> None:
-        self._tasks.check_saved(own["tasks"])
-        self._surgery.check_state(own)
-        self.diagnostics.check_state(own["diagnostics"], len(own["tasks"]))
-        self._step.check_state(own, sum(1 for _ in self._parameters()))
-
-    def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
-        self._step.forget()
-        self._witness.forget()
-        if self._replicas is not None:
-            self._replicas.ask_again()
-        if own is None:
-            return
-        self._tasks.restore([self._tasks.check(name) for name in own["tasks"]])
-        self._surgery.load_state_dict(own)
-        parameters = list(self._parameters())
-        self._step.load_state_dict(own, parameters)
-        self.diagnostics.load_state_dict(own["diagnostics"], parameters[0].device)

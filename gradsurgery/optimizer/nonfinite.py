@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Literal
 
 import torch
 from torch import Tensor
 
+from gradsurgery.arguments import check_choice
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.distributed.collectives import largest_over
 from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.memory import real
 from gradsurgery.gradients.shards import is_spread, local, true_everywhere
+from gradsurgery.optimizer.settings import OnNonfinite
+from gradsurgery.optimizer.step import Handling
 from gradsurgery.optimizer.tasks import Tasks
-
-OnNonfinite = Literal["propagate", "raise", "skip_task", "skip_step"]
 
 
 def is_finite(grads: Collection[Tensor]) -> Tensor:  # []
@@ -68,6 +68,9 @@ class Guard:
         tasks: the tasks.
         diagnostics: where every such gradient is counted.
         replicas: such other processes.
+
+    Raises:
+        ValueError: ``choice`` is none.
     """
 
     def __init__(
@@ -77,6 +80,7 @@ class Guard:
         diagnostics: Diagnostics,
         replicas: Replicas | None = None,
     ) -> None:
+        check_choice("on_nonfinite", choice, ("propagate", "raise", "skip_task", "skip_step"))
         self.choice = choice
         self._tasks = tasks
         self._diagnostics = diagnostics
@@ -86,6 +90,12 @@ class Guard:
     def looks(self) -> bool:
         """Tells whether each task's gradients must be looked at."""
         return self.choice != "propagate"
+
+    def handling(self, of_surgery: Handling) -> Handling:
+        """Decides what becomes of gradients, where each block's may have to be looked at."""
+        if of_surgery == "apart" or not self.looks:
+            return of_surgery
+        return "held" if self.holds else "weighted"
 
     @property
     def asks(self) -> bool:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, Literal, TypedDict
+from typing import TYPE_CHECKING, TypedDict
 
 import torch
 
 from gradsurgery.arguments import Shared
-from gradsurgery.optimizer.nonfinite import OnNonfinite
-from gradsurgery.optimizer.surgery import Granularity
+from gradsurgery.optimizer.settings import Granularity, OnNonfinite, Reduction, Scope
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -19,7 +18,7 @@ class SumOptions(TypedDict, total=False):
     """Options that every optimizer has; :class:`MultiTaskOptimizer` says what they mean."""
 
     tasks: Iterable[Hashable] | None
-    scope: Literal["shared", "all"]
+    scope: Scope
     shared: Shared | None
     on_nonfinite: OnNonfinite
     buffer_dtype: torch.dtype | None
@@ -30,7 +29,7 @@ class SumOptions(TypedDict, total=False):
 class Options(SumOptions, total=False):
     """Options of every method; :class:`MultiTaskOptimizer` says what they mean."""
 
-    reduction: Literal["sum", "mean"]
+    reduction: Reduction
     granularity: Granularity
     seed: int
     every: int

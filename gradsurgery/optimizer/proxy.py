@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor
 from torch.optim import Optimizer
+
+from gradsurgery.optimizer.own_state import OwnState
 
 _OWN = "gradsurgery"  # the key of what is not the base optimizer's in a state dictionary
 _HOOKS = tuple(
@@ -21,11 +23,12 @@ _HOOKS = tuple(
 Closure = Callable[[], Any]
 
 
-def delegated(owner: str, name: str) -> Any:
+def delegated(owner: str, name: str, doc: str | None = None) -> Any:
     """An attribute that really belongs to an object which its holder has as ``owner``."""
     return property(
         lambda self: getattr(getattr(self, owner), name),
         lambda self, value: setattr(getattr(self, owner), name, value),
+        doc=doc,
     )
 
 
@@ -54,6 +57,9 @@ class Proxy(Optimizer):
         ValueError: ``base`` has no parameters.
     """
 
+    base: Optimizer
+    _own: OwnState  # saved beside that of base
+
     def __init_subclass__(cls, **keywords: Any) -> None:
         super().__init_subclass__(**keywords)
         if "__init__" in vars(cls):
@@ -71,9 +77,9 @@ class Proxy(Optimizer):
         self.base = base
         self._forget_hooks()
 
-    param_groups = delegated("base", "param_groups")
-    state = delegated("base", "state")
-    defaults = delegated("base", "defaults")
+    param_groups: list[dict[str, Any]] = delegated("base", "param_groups")
+    state: defaultdict[Tensor, Any] = delegated("base", "state")
+    defaults: dict[str, Any] = delegated("base", "defaults")
 
     def __getattr__(self, name: str) -> Any:
         # Called for what is missing here. There is no `base` yet while this is unpickled.
@@ -96,7 +102,7 @@ class Proxy(Optimizer):
         """The base optimizer's state, and under ``"gradsurgery"`` what an exact resume needs."""
         for before in list(self._optimizer_state_dict_pre_hooks.values()):
             before(self)
-        state_dict = {**self.base.state_dict(), _OWN: self._own_state()}
+        state_dict = {**self.base.state_dict(), _OWN: self._own.state_dict()}
         for after in list(self._optimizer_state_dict_post_hooks.values()):
             changed = after(self, state_dict)
             state_dict = state_dict if changed is None else changed
@@ -117,7 +123,7 @@ class Proxy(Optimizer):
             saved = saved if changed is None else dict(changed)
         own = saved.pop(_OWN, None)
         if own is not None:
-            self._check_own_state(own)
+            self._own.check(own)
         try:
             self.base.load_state_dict(saved)
         except (ValueError, KeyError) as error:
@@ -125,7 +131,7 @@ class Proxy(Optimizer):
                 f"state_dict: must be that of the same {type(self.base).__name__} over the same "
                 f"parameter groups, found otherwise ({error})"
             ) from error
-        self._load_own_state(own)
+        self._own.load_state_dict(own)
         for after in list(self._optimizer_load_state_dict_post_hooks.values()):
             after(self)
 
@@ -190,17 +196,6 @@ class Proxy(Optimizer):
         finally:
             for handle in handles:
                 handle.remove()
-
-    def _own_state(self) -> dict[str, Any]:
-        """Gives what must be kept besides the base optimizer's state."""
-        raise NotImplementedError
-
-    def _check_own_state(self, own: Mapping[str, Any]) -> None:
-        """Refuses it, before anything is changed."""
-
-    def _load_own_state(self, own: Mapping[str, Any] | None) -> None:
-        """Takes it back, where the checkpoint has it, and forgets the step under way."""
-        raise NotImplementedError
 
 
 def _remedy(cls: type) -> str:

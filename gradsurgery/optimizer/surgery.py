@@ -4,26 +4,26 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import kernels
-from gradsurgery.arguments import check_choice, check_integer
+from gradsurgery.arguments import check_integer
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.places import picked
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import local
-from gradsurgery.method import Method, Seen, check_state
+from gradsurgery.method import FromGram, Method, Seen, Weighting, check_state
 from gradsurgery.optimizer.last_weights import LastWeights
+from gradsurgery.optimizer.settings import Settings
 from gradsurgery.optimizer.step import Clock, Handling, Step
 from gradsurgery.optimizer.tasks import Tasks
-
-Granularity = Literal["model", "group", "tensor"]
+from gradsurgery.optimizer.watched import Watched
 
 _PRECISE = (torch.float64, torch.complex128)
 _NOISE = 1e-7  # of inner products whose terms are summed in float32, block by block
@@ -37,11 +37,11 @@ class Surgery:
         method: how T gradients become one.
         tasks: the tasks.
         diagnostics: told of every surgery.
-        reduction, scope, granularity, seed, every, start_step, fused, monitor: as in
-            :class:`gradsurgery.MultiTaskOptimizer`.
+        settings: how and when.
+        seed: of the random choices.
 
     Raises:
-        TypeError, ValueError: an option is out of its range.
+        TypeError, ValueError: the seed is none, or the method does not take these settings.
     """
 
     def __init__(
@@ -50,55 +50,52 @@ class Surgery:
         method: Method,
         tasks: Tasks,
         diagnostics: Diagnostics,
-        *,
-        reduction: Literal["sum", "mean"],
-        scope: Literal["shared", "all"],
-        granularity: Granularity,
+        settings: Settings,
         seed: int,
-        every: int,
-        start_step: int,
-        fused: bool | None,
-        monitor: bool,
     ) -> None:
-        check_choice("reduction", reduction, ("sum", "mean"))
-        check_choice("scope", scope, ("shared", "all"))
-        check_choice("granularity", granularity, ("model", "group", "tensor"))
-        kernels.choose(fused)
-        self.method = method
-        self.reduction = reduction
-        self.scope = scope
-        self.granularity = granularity
-        self.every = check_integer("every", every, at_least=1)
-        if self.every > 1 and not method.needs_gram:
+        if settings.every > 1 and not method.needs_gram:
             raise ValueError(
                 f"every: must be 1 for {type(method).__name__}, which costs no more than the plain "
-                f"sum in every step, got {every}"
+                f"sum in every step, got {settings.every}"
             )
-        self.start_step = check_integer("start_step", start_step, at_least=0)
-        self.fused = fused
-        self.monitor = monitor
+        self.method = method
+        self.settings = settings
         self.clock = Clock(check_integer("seed", seed))
-        self.watched: dict[str, list[Tensor]] = {}  # parameters by a name of the group
+        self.watched = Watched(self._parameters)
         self._base = base
         self._tasks = tasks
         self._diagnostics = diagnostics
         self._last = LastWeights()
 
+    @property
+    def seed(self) -> int:
+        """Seed of the random choices, which depend on the step besides."""
+        return self.clock.seed
+
+    @seed.setter
+    def seed(self, seed: int) -> None:
+        self.clock.seed = check_integer("seed", seed)
+
+    @property
+    def weighting(self) -> Method | Weighting:
+        """Method or callable that makes weights of the tasks' gradients."""
+        return self.method.weighting if isinstance(self.method, FromGram) else self.method
+
     def handling(self) -> Handling:
         """Decides what becomes of the tasks' gradients in the step that begins."""
         if self.method.is_sum:
-            return "weighted" if self.monitor else "plain"
+            return "weighted" if self.settings.monitor else "plain"
         if self.method.has_fixed_weights:
             return "weighted"
-        since = self.clock.num_steps - self.start_step
+        since = self.clock.num_steps - self.settings.start_step
         if since < 0:
             return "plain"
-        return "apart" if since % self.every == 0 or not self._last else "weighted"
+        return "apart" if since % self.settings.every == 0 or not self._last else "weighted"
 
     @property
     def sees_each_task(self) -> bool:
         """Tells whether tasks need a backward each although nothing is kept apart."""
-        return self.monitor or not self.method.has_fixed_weights
+        return self.settings.monitor or not self.method.has_fixed_weights
 
     @property
     def weighs_losses(self) -> bool:
@@ -116,7 +113,7 @@ class Surgery:
 
     def reduced(self, weights: Tensor) -> Tensor:  # [..., T]
         """Gives the weights of the mean where that is wanted: the one place that divides by T."""
-        return weights / weights.shape[-1] if self.reduction == "mean" else weights
+        return weights / weights.shape[-1] if self.settings.reduction == "mean" else weights
 
     def noise_of(self, tensors: Iterable[Tensor]) -> float | None:
         """Gives the relative error of inner products over tensors; ``None`` in float64."""
@@ -130,7 +127,7 @@ class Surgery:
     def scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
         """Multiplies a task's gradients by its weight, in place, where they are not kept apart."""
         if not self.method.has_fixed_weights:
-            self._last.scale(task, grads, mean=self.reduction == "mean")
+            self._last.scale(task, grads, mean=self.settings.reduction == "mean")
             return
         weight = self.fixed_weight(task)
         if weight != 1.0:
@@ -143,20 +140,20 @@ class Surgery:
             buffer: the step's, or its average over processes.
             step: whose losses the method may see, and whether the combined gradient is wanted.
         """
-        self.check_watched(self.watched)
+        self.watched.check()
         of_tasks = sorted(buffer.slots)
         chosen = self.kernels_for(buffer.touched())
         buffer.settle()
         units = self._units(buffer)
         gram = watched = None
-        if self.method.needs_gram or self.monitor:
-            gram = buffer.grams(chosen.gram_matrices, units, alone=self.scope == "all")
+        if self.method.needs_gram or self.settings.monitor:
+            gram = buffer.grams(chosen.gram_matrices, units, alone=self.settings.scope == "all")
             gram = _by_task(gram, buffer)
         touched = buffer.touched()
         noise, device = self.noise_of(touched), touched[0].device
         weights, coefficients = self.weigh(gram, of_tasks, step.losses, device, noise)
-        if self.watched and gram is not None:
-            groups = Units(self.watched.values())
+        if self.watched.groups and gram is not None:
+            groups = Units(self.watched.groups.values())
             watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
         self.record(of_tasks, gram, weights, coefficients, watched)
         if step.handling == "apart":
@@ -189,7 +186,8 @@ class Surgery:
             tuple(self._tasks.names),
             self.clock.seed,
             self.clock.on(device),
-            fused=self.fused is not False and _are_fused(kernels.choose(self.fused, device)),
+            fused=self.settings.fused is not False
+            and _are_fused(kernels.choose(self.settings.fused, device)),
             noise=noise,
         )
         found = method.weights(seen).detach()
@@ -213,32 +211,17 @@ class Surgery:
         """Tells the diagnostics of a surgery."""
         names = [self._tasks.names[task] for task in of_tasks]
         self._diagnostics.record(names, of_tasks, self._tasks.names, gram, weights, coefficients)
-        groups = () if watched is None else tuple(self.watched)
+        groups = () if watched is None else tuple(self.watched.groups)
         self._diagnostics.record_groups(groups, watched)
 
     def kernels_for(self, tensors: Iterable[Tensor]) -> ModuleType:
         """Chooses the kernels for the devices of some tensors."""
-        return kernels.choose(self.fused, *{tensor.device for tensor in tensors})
+        return kernels.choose(self.settings.fused, *{tensor.device for tensor in tensors})
 
-    def check_watched(self, watched: Mapping[str, Sequence[Tensor]]) -> None:
-        """Refuses groups with parameters that the optimizer does not hold.
-
-        Raises:
-            ValueError: with the group's name.
-        """
-        held = set(self._parameters()) if watched else set()
-        for name, parameters in watched.items():
-            for parameter in parameters:
-                if parameter not in held:
-                    raise ValueError(
-                        f"groups: must hold parameters of this optimizer, got one of shape "
-                        f"{tuple(parameter.shape)} in {name!r} that it does not have; call watch() "
-                        "with its own, or add_param_group() first"
-                    )
-
-    def settings(self) -> tuple[object, ...]:
+    def facts(self) -> tuple[object, ...]:
         """Gives what processes must have alike."""
-        return self.clock.seed, self.reduction, self.scope, self.granularity, self.clock.num_steps
+        used = self.settings
+        return self.seed, used.reduction, used.scope, used.granularity, self.clock.num_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Gives the clock, the method's state and the last weights."""
@@ -272,9 +255,9 @@ class Surgery:
 
     def _write(self, buffer: GradientBuffer, units: Units, weights: Tensor) -> None:  # [S, T]
         """Adds the combined gradient to ``.grad``; weights are by slot."""
-        if self.every > 1:
-            self._last.keep(buffer, units, weights, alone=self.scope == "all")
-        reach_all = self.scope == "all" or not self.method.needs_gram
+        if self.settings.every > 1:
+            self._last.keep(buffer, units, weights, alone=self.settings.scope == "all")
+        reach_all = self.settings.scope == "all" or not self.method.needs_gram
         dot_grad.add(
             buffer.combine(
                 self.kernels_for(buffer.touched()).combine_segments,
@@ -286,10 +269,10 @@ class Surgery:
 
     def _units(self, buffer: GradientBuffer) -> Units:
         """Tells which parameters the method looks at together."""
-        if self.granularity == "group":
+        if self.settings.granularity == "group":
             return Units(group["params"] for group in self._base.param_groups)
-        if self.granularity == "tensor":
-            kept = set(buffer.touched() if self.scope == "all" else buffer.shared())
+        if self.settings.granularity == "tensor":
+            kept = set(buffer.touched() if self.settings.scope == "all" else buffer.shared())
             if kept:
                 return Units([parameter] for parameter in self._parameters() if parameter in kept)
         return Units()

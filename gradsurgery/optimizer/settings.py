@@ -1,0 +1,69 @@
+"""The settings of a surgery, checked: what is weighted, over which parameters, in which steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from torch import Tensor
+from torch.optim import Optimizer
+
+from gradsurgery import kernels
+from gradsurgery.arguments import Shared, check_choice, check_integer, parameters_in
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
+
+Reduction = Literal["sum", "mean"]
+Scope = Literal["shared", "all"]
+OnNonfinite = Literal["propagate", "raise", "skip_task", "skip_step"]
+Granularity = Literal["model", "group", "tensor"]
+
+
+@dataclass
+class Settings:
+    """Options of :class:`gradsurgery.MultiTaskOptimizer` that say how surgery is performed.
+
+    Raises:
+        TypeError, ValueError: an option is out of its range.
+    """
+
+    reduction: Reduction
+    scope: Scope
+    granularity: Granularity
+    every: int
+    start_step: int
+    fused: bool | None
+    monitor: bool
+
+    def __post_init__(self) -> None:
+        check_choice("reduction", self.reduction, ("sum", "mean"))
+        check_choice("scope", self.scope, ("shared", "all"))
+        check_choice("granularity", self.granularity, ("model", "group", "tensor"))
+        kernels.choose(self.fused)
+        self.every = check_integer("every", self.every, at_least=1)
+        self.start_step = check_integer("start_step", self.start_step, at_least=0)
+
+
+def shared_parameters(
+    shared: Shared | None,
+    base: Optimizer,
+    scope: Scope,
+    on_nonfinite: OnNonfinite,
+    process_group: ProcessGroup | None,
+) -> frozenset[Tensor] | None:
+    """Collects the parameters that are declared as shared, if any are.
+
+    Raises:
+        TypeError, ValueError: ``base`` has not all of them, or another option cannot be kept.
+    """
+    if shared is None:
+        return None
+    if scope == "all":
+        raise ValueError('shared: must be left out where scope="all"; choose one of the two')
+    if process_group is not None and on_nonfinite == "skip_task":
+        raise ValueError(
+            'on_nonfinite: must not be "skip_task" where there are shared= and process_group=; '
+            'choose "skip_step"'
+        )
+    return parameters_in("shared", shared, base)
