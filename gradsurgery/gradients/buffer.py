@@ -9,9 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsurgery.gradients.memory import as_grad, flat, grad_dtype, is_whole, real, strides_of
+from gradsurgery.gradients.layout import Layout
+from gradsurgery.gradients.memory import as_grad, flat, is_whole, real, strides_of
 from gradsurgery.gradients.places import picked, placed_pairs
-from gradsurgery.gradients.rows import Rows, Units
+from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import Spread, local, spread, total
 
 Grams = Callable[[Tensor, Sequence[int]], Tensor]
@@ -48,36 +49,23 @@ class GradientBuffer:
     slots: dict[int, int] = field(default_factory=dict)  # task -> slot
     _touched: dict[Tensor, set[int]] = field(default_factory=dict)  # parameter -> slots
     _loose: dict[Tensor, dict[int, Tensor]] = field(default_factory=dict)
-    _row_sets: list[Rows] = field(default_factory=list)
-    _home: dict[Tensor, Rows] = field(default_factory=dict)
-    _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
-    _dtypes: dict[Tensor, torch.dtype] = field(default_factory=dict)  # of gradients, any allowed
-    _copied: set[Tensor] = field(default_factory=set)  # whose gradients somebody keeps
-    _most_tasks: int = 0  # in any step so far
+    _layout: Layout = field(init=False)
+
+    def __post_init__(self) -> None:
+        self._layout = Layout(self.dtype)
 
     @property
     def num_bytes(self) -> int:
         """Bytes of the flat rows."""
-        return sum(
-            rows.matrix.untyped_storage().nbytes()
-            for rows in self._row_sets
-            if rows.matrix is not None
-        )
+        return self._layout.num_bytes
 
     def holds(self, grad: Tensor) -> bool:
         """Tells whether a gradient lies in the rows, where the next capture would overwrite it."""
-        part = local(grad)
-        place = part.data_ptr()
-        for rows in self._row_sets:
-            if rows.matrix is not None and rows.device == part.device:
-                begin = rows.matrix.data_ptr()
-                if begin <= place < begin + rows.matrix.untyped_storage().nbytes():
-                    return True
-        return False
+        return self._layout.holds(grad)
 
     def in_rows(self) -> Mapping[Tensor, object]:
         """The parameters whose gradients are copied to the rows, and otherwise only read."""
-        return self._home
+        return self._layout.home
 
     def capture(self, task: int, grads: Sequence[tuple[Tensor, Tensor]], *, copy: bool) -> None:
         """Adds gradients to those that a task has in this step.
@@ -88,12 +76,12 @@ class GradientBuffer:
             copy: whether the caller goes on using the gradients; otherwise they become ours.
         """
         if not self.slots:
-            self._prepare()
-        self._check_dtypes(grads)
+            self._layout.prepare()
+        self._layout.check_dtypes(grads, are_first=not self.slots)
         self._unsettle()
         slot = self.slots.setdefault(task, len(self.slots))
-        for rows in self._row_sets:
-            rows.reserve(slot + 1)
+        self._layout.reserve(slot + 1)
+        home_of = self._layout.home
         targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
         for parameter, given in grads:
             grad = local(given)
@@ -102,7 +90,7 @@ class GradientBuffer:
             slots = self._touched.setdefault(parameter, set())
             again = slot in slots
             slots.add(slot)
-            home = self._home.get(parameter)
+            home = home_of.get(parameter)
             if home is not None:
                 target = home.view(parameter, slot)
             elif again:
@@ -130,9 +118,9 @@ class GradientBuffer:
     def grads_of(self, parameter: Tensor) -> dict[int, Tensor]:
         """A parameter's gradients in this step, by task, before settle()."""
         slots = self._touched.get(parameter, ())
-        loose = self._loose.get(parameter, {})
+        loose, home = self._loose.get(parameter, {}), self._layout.home
         return {
-            task: loose[slot] if slot in loose else self._home[parameter].view(parameter, slot)
+            task: loose[slot] if slot in loose else home[parameter].view(parameter, slot)
             for task, slot in self.slots.items()
             if slot in slots
         }
@@ -143,7 +131,7 @@ class GradientBuffer:
         self.check_shapes()
         num_slots = len(self.slots)
         blank: list[Tensor] = []
-        for rows in self._row_sets:
+        for rows in self._layout.row_sets:
             for parameter in rows.segments:
                 slots = self._touched.get(parameter, set())
                 if len(slots) == 1:
@@ -157,9 +145,10 @@ class GradientBuffer:
 
     def _unsettle(self) -> None:
         """Takes back what settle() did to the rows, for a step that goes on after it."""
-        for parameter in [p for p in self._loose if p in self._home]:
+        home = self._layout.home
+        for parameter in [p for p in self._loose if p in home]:
             for slot, grad in self._loose.pop(parameter).items():
-                self._home[parameter].view(parameter, slot).copy_(grad)
+                home[parameter].view(parameter, slot).copy_(grad)
 
     def grams(
         self,
@@ -182,7 +171,7 @@ class GradientBuffer:
             so_far = found.get((over, unit))
             found[over, unit] = gram if so_far is None else so_far + gram.to(so_far.device)
 
-        for rows in self._row_sets:
+        for rows in self._layout.row_sets:
             if rows.matrix is not None:
                 for bounds, owners in rows.runs(units):
                     for unit, gram in zip(
@@ -228,7 +217,7 @@ class GradientBuffer:
             alone_weights: of the slots, for parameters that one task alone reached, which keep
                 their plain gradient when this is ``None``.
         """
-        for rows in self._row_sets:
+        for rows in self._layout.row_sets:
             if rows.matrix is not None:
                 used = rows.matrix[: len(self.slots)]
                 here = weights.to(used.device, non_blocking=True)
@@ -255,13 +244,13 @@ class GradientBuffer:
 
     def hand_out(self, parameter: Tensor, slot: int) -> Tensor:
         """Gives what we keep of a parameter in a slot, as ``.grad`` may have it."""
-        loose = self._loose.get(parameter)
+        loose, layout = self._loose.get(parameter), self._layout
         if loose is not None and slot in loose:
             grad = loose[slot]
-        elif self._copied and parameter in self._copied:
-            grad = self._home[parameter].view(parameter, slot).clone()
+        elif layout.copied and parameter in layout.copied:
+            grad = layout.home[parameter].view(parameter, slot).clone()
         else:
-            grad = self._home[parameter].lend(parameter, slot)
+            grad = layout.home[parameter].lend(parameter, slot)
         return self.as_grad(parameter, grad)
 
     def as_grad(self, parameter: Tensor, numbers: Tensor) -> Tensor:
@@ -275,7 +264,7 @@ class GradientBuffer:
             ValueError: with both shapes.
         """
         for parameter, slots in self._touched.items():
-            home = self._home.get(parameter)
+            home = self._layout.home.get(parameter)
             if home is not None:
                 if not home.has_another_shape(parameter):
                     continue
@@ -298,12 +287,7 @@ class GradientBuffer:
 
     def clear(self) -> None:
         """Forgets the step's gradients, keeps the rows for the next."""
-        shared = [p for p in self.shared() if p not in self._home]
-        self._newly_shared.update(dict.fromkeys(shared))
-        for parameter in shared:
-            if grad_dtype(parameter) is None and parameter in self._loose:
-                self._dtypes[parameter] = next(iter(self._loose[parameter].values())).dtype
-        self._most_tasks = max(self._most_tasks, len(self.slots))
+        self._layout.learn(self.shared(), self._loose, len(self.slots))
         self.slots.clear()
         self._touched.clear()
         self._loose.clear()
@@ -317,66 +301,15 @@ class GradientBuffer:
         kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
         return kept.copy_(grad)
 
-    def _prepare(self) -> None:
-        """Lays the rows out anew where they are too few, parameters are no longer what they were,
-        or somebody keeps a gradient that lies there."""
-        held = [parameter for rows in self._row_sets for parameter in rows.held()]
-        self._copied.update(held)
-        if held or self._newly_shared or any(rows.is_outdated() for rows in self._row_sets):
-            self._lay_out()
-
-    def _check_dtypes(self, grads: Sequence[tuple[Tensor, Tensor]]) -> None:
-        """Sees to it that no gradient loses digits in rows of another type.
-
-        Raises:
-            ValueError: the type has changed since an earlier backward of the step.
-        """
-        if self.dtype is not None or not self._row_sets:
-            return
-        types = {grad.dtype for _, grad in grads}
-        if len(types) == 1 and all(rows.dtype in types for rows in self._row_sets):
-            return
-        narrow: dict[Tensor, torch.dtype] = {}
-        for parameter, grad in grads:
-            home = self._home.get(parameter)
-            if home is not None and grad.dtype != home.dtype:
-                dtype = grad.dtype.to_real()
-                if torch.promote_types(dtype, home.dtype) != home.dtype:
-                    narrow[parameter] = dtype
-        if not narrow:
-            return
-        if self.slots:
-            parameter, dtype = next(iter(narrow.items()))
-            raise ValueError(
-                "gradients: must keep their type from a step's first backward to step(), got "
-                f"{dtype} after {self._home[parameter].dtype}; convert the model after zero_grad()"
-            )
-        self._dtypes.update(narrow)
-        self._lay_out()
-
-    def _lay_out(self) -> None:
-        """Gives every parameter that was ever shared a place in the rows."""
-        kinds: dict[tuple[torch.device, torch.dtype, Spread | None], list[Tensor]] = {}
-        for parameter in [*self._home, *self._newly_shared]:
-            dtype = grad_dtype(parameter) or self._dtypes.get(parameter, parameter.dtype)
-            kind = (local(parameter).device, self.dtype or dtype.to_real(), spread(parameter))
-            kinds.setdefault(kind, []).append(parameter)
-        self._row_sets = [Rows(*kind, parameters) for kind, parameters in kinds.items()]
-        self._home = {p: rows for rows in self._row_sets for p in rows.segments}
-        self._newly_shared = {}
-        for rows in self._row_sets:
-            rows.reserve(self._most_tasks)
-
     def layout(self) -> tuple[list[Tensor], int]:
         """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
         parameters with a place in the rows, in order, and the number of rows."""
-        return [*self._home, *self._newly_shared], self._most_tasks
+        return self._layout.saved()
 
     def restore(self, parameters: Iterable[Tensor], num_rows: int) -> None:
         """Starts anew with the layout of another buffer."""
         self.__init__(self.dtype)  # type: ignore[misc]
-        self._newly_shared = dict.fromkeys(parameters)
-        self._most_tasks = num_rows
+        self._layout = Layout.of_saved(self.dtype, parameters, num_rows)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.slots:

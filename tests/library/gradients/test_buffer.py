@@ -44,14 +44,14 @@ def capture(buffer, grads):
 
 def memory_of(buffer):
     """All numbers that the rows take, the padding behind each included: ``[T, stride]``."""
-    (rows,) = buffer._row_sets
+    (rows,) = buffer._layout.row_sets
     return rows.matrix.as_strided(
         (rows.matrix.shape[0], rows.matrix.stride(0)), rows.matrix.stride()
     )
 
 
 def padding_of(buffer):
-    return memory_of(buffer)[:, buffer._row_sets[0].num_columns :]
+    return memory_of(buffer)[:, buffer._layout.row_sets[0].num_columns :]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -61,7 +61,7 @@ def test_rows_start_aligned_and_cost_what_was_promised(sizes, dtype):
     num_columns = sum(sizes)
     needed = 3 * num_columns * dtype.itemsize
     assert needed <= buffer.num_bytes <= 1.05 * needed
-    (rows,) = buffer._row_sets
+    (rows,) = buffer._layout.row_sets
     assert rows.matrix.shape == (3, num_columns)
     assert rows.matrix.stride(1) == 1
     assert memory_of(buffer).numel() * dtype.itemsize == buffer.num_bytes
@@ -111,8 +111,8 @@ def test_a_restored_buffer_lays_its_rows_out_alike():
     again.restore(*buffer.layout())
     capture(again, gradients_of(parameters, 3))
     assert again.num_bytes == buffer.num_bytes
-    assert torch.equal(again._row_sets[0].matrix, buffer._row_sets[0].matrix)
-    assert again._row_sets[0].matrix.stride() == buffer._row_sets[0].matrix.stride()
+    assert torch.equal(again._layout.row_sets[0].matrix, buffer._layout.row_sets[0].matrix)
+    assert again._layout.row_sets[0].matrix.stride() == buffer._layout.row_sets[0].matrix.stride()
 
 
 def combined(buffer, parameters, num_tasks=2, seed=0):
@@ -129,7 +129,7 @@ def test_nobody_who_holds_costs_nothing():
     buffer, parameters = laid_out((640, 641), 2)
     places = {tuple(g.data_ptr() for g in combined(buffer, parameters).values()) for _ in range(5)}
     assert len(places) == 1
-    assert buffer._row_sets[0].matrix[0].data_ptr() == min(*places)
+    assert buffer._layout.row_sets[0].matrix[0].data_ptr() == min(*places)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -139,9 +139,9 @@ def test_what_is_handed_out_is_kept_and_from_then_on_copied(dtype):
     kept = [combined(buffer, parameters)[first]]
     was = [kept[0].clone()]
     for step in range(1, 4):
-        place = buffer._row_sets[0].matrix.data_ptr()
+        place = buffer._layout.row_sets[0].matrix.data_ptr()
         found = combined(buffer, parameters, seed=step)
-        moved = buffer._row_sets[0].matrix.data_ptr() != place
+        moved = buffer._layout.row_sets[0].matrix.data_ptr() != place
         assert moved == (step == 1)  # the rows that the first one lies in are left to it
         assert buffer.holds(found[second])
         assert not buffer.holds(found[first])
@@ -176,5 +176,5 @@ def test_rows_keep_pairs_of_numbers_together():
             slot = buffer.slots[task]
             assert torch.equal(buffer.hand_out(pairs, slot), grads[task][1][1])
         buffer.clear()
-    (rows,) = buffer._row_sets
+    (rows,) = buffer._layout.row_sets
     assert all(rows.view(pairs, slot).data_ptr() % 8 == 0 for slot in range(3))

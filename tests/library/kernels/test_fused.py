@@ -551,7 +551,7 @@ def test_rows_of_the_buffer_are_read_several_numbers_at_once(in_buffer, monkeypa
             buffer.clear()
             for task in range(3):
                 buffer.capture(task, [(parameter, grads[task])], copy=True)
-        (rows,) = buffer._row_sets
+        (rows,) = buffer._layout.row_sets
         grads = rows.matrix
     assert grads.shape == (3, 4099)
     fused.gram_matrix(grads)

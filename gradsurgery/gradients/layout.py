@@ -1,0 +1,146 @@
+"""Which parameters have a place in the rows, and in which rows, from one step to the next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from gradsurgery.gradients.memory import grad_dtype
+from gradsurgery.gradients.rows import Rows
+from gradsurgery.gradients.shards import Spread, local, spread
+
+
+@dataclass
+class Layout:
+    """Gives every parameter that two tasks ever reached in one step a place in the rows.
+
+    There are rows for each device and type, and for each way in which parameters are sharded.
+
+    Args:
+        dtype: type of the rows; ``None`` keeps that of the gradients.
+
+    Attributes:
+        row_sets: all rows there are.
+        home: the rows in which a parameter has its place.
+        copied: parameters whose gradients somebody keeps, and which are handed out as copies.
+    """
+
+    dtype: torch.dtype | None = None
+    row_sets: list[Rows] = field(default_factory=list)
+    home: dict[Tensor, Rows] = field(default_factory=dict)
+    copied: set[Tensor] = field(default_factory=set)
+    _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
+    _dtypes: dict[Tensor, torch.dtype] = field(default_factory=dict)  # of gradients, any allowed
+    _most_tasks: int = 0  # in any step so far
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the flat rows."""
+        return sum(
+            rows.matrix.untyped_storage().nbytes()
+            for rows in self.row_sets
+            if rows.matrix is not None
+        )
+
+    def holds(self, grad: Tensor) -> bool:
+        """Tells whether a gradient lies in the rows, where the next capture would overwrite it."""
+        part = local(grad)
+        place = part.data_ptr()
+        for rows in self.row_sets:
+            if rows.matrix is not None and rows.device == part.device:
+                begin = rows.matrix.data_ptr()
+                if begin <= place < begin + rows.matrix.untyped_storage().nbytes():
+                    return True
+        return False
+
+    def prepare(self) -> None:
+        """Lays the rows out anew where they are too few, parameters are no longer what they were,
+        or somebody keeps a gradient that lies there."""
+        held = [parameter for rows in self.row_sets for parameter in rows.held()]
+        self.copied.update(held)
+        if held or self._newly_shared or any(rows.is_outdated() for rows in self.row_sets):
+            self._lay_out()
+
+    def reserve(self, num_rows: int) -> None:
+        """Makes room for the gradients of so many tasks."""
+        for rows in self.row_sets:
+            rows.reserve(num_rows)
+
+    def check_dtypes(self, grads: Sequence[tuple[Tensor, Tensor]], *, are_first: bool) -> None:
+        """Sees to it that no gradient loses digits in rows of another type.
+
+        Args:
+            grads: pairs of a parameter and its gradient.
+            are_first: whether the rows hold nothing yet in this step.
+
+        Raises:
+            ValueError: the type has changed since an earlier backward of the step.
+        """
+        if self.dtype is not None or not self.row_sets:
+            return
+        types = {grad.dtype for _, grad in grads}
+        if len(types) == 1 and all(rows.dtype in types for rows in self.row_sets):
+            return
+        narrow: dict[Tensor, torch.dtype] = {}
+        for parameter, grad in grads:
+            home = self.home.get(parameter)
+            if home is not None and grad.dtype != home.dtype:
+                dtype = grad.dtype.to_real()
+                if torch.promote_types(dtype, home.dtype) != home.dtype:
+                    narrow[parameter] = dtype
+        if not narrow:
+            return
+        if not are_first:
+            parameter, dtype = next(iter(narrow.items()))
+            raise ValueError(
+                "gradients: must keep their type from a step's first backward to step(), got "
+                f"{dtype} after {self.home[parameter].dtype}; convert the model after zero_grad()"
+            )
+        self._dtypes.update(narrow)
+        self._lay_out()
+
+    def learn(
+        self,
+        shared: Sequence[Tensor],
+        loose: Mapping[Tensor, Mapping[int, Tensor]],
+        num_tasks: int,
+    ) -> None:
+        """Takes note, at the end of a step, of what the next one will need.
+
+        Args:
+            shared: the parameters that several tasks reached.
+            loose: gradients outside the rows, by parameter.
+            num_tasks: tasks in this step.
+        """
+        new = [parameter for parameter in shared if parameter not in self.home]
+        self._newly_shared.update(dict.fromkeys(new))
+        for parameter in new:
+            if grad_dtype(parameter) is None and parameter in loose:
+                self._dtypes[parameter] = next(iter(loose[parameter].values())).dtype
+        self._most_tasks = max(self._most_tasks, num_tasks)
+
+    def saved(self) -> tuple[list[Tensor], int]:
+        """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
+        parameters with a place in the rows, in order, and the number of rows."""
+        return [*self.home, *self._newly_shared], self._most_tasks
+
+    @classmethod
+    def of_saved(
+        cls, dtype: torch.dtype | None, parameters: Iterable[Tensor], num_rows: int
+    ) -> Layout:
+        """Makes the layout that :meth:`saved` told of."""
+        return cls(dtype, _newly_shared=dict.fromkeys(parameters), _most_tasks=num_rows)
+
+    def _lay_out(self) -> None:
+        kinds: dict[tuple[torch.device, torch.dtype, Spread | None], list[Tensor]] = {}
+        for parameter in [*self.home, *self._newly_shared]:
+            dtype = grad_dtype(parameter) or self._dtypes.get(parameter, parameter.dtype)
+            kind = (local(parameter).device, self.dtype or dtype.to_real(), spread(parameter))
+            kinds.setdefault(kind, []).append(parameter)
+        self.row_sets = [Rows(*kind, parameters) for kind, parameters in kinds.items()]
+        self.home = {p: rows for rows in self.row_sets for p in rows.segments}
+        self._newly_shared = {}
+        self.reserve(self._most_tasks)
