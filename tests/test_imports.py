@@ -1,6 +1,8 @@
 """The import statements of every file against the order of the house, read from the source."""
 
 import ast
+import importlib
+import subprocess
 import sys
 from graphlib import TopologicalSorter
 
@@ -223,3 +225,53 @@ def test_public_names_exist():
     assert sorted(set(gradsurgery.__all__)) == sorted(gradsurgery.__all__)
     for name in gradsurgery.__all__:
         assert hasattr(gradsurgery, name)
+
+
+def test_public_names_are_those_that_a_type_checker_sees():
+    import gradsurgery
+
+    path = PACKAGE / "__init__.py"
+    seen = [
+        (f"{node.module}.{alias.name}", alias.asname)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and node.lineno in under_type_checking(path)
+        for alias in node.names
+    ]
+    assert [*(name for _, name in seen), "__version__"] == gradsurgery.__all__
+    for home, name in seen:
+        module, _, member = home.rpartition(".")
+        assert name == member  # without "as", a strict checker lets nobody import it from here
+        assert getattr(gradsurgery, name) is getattr(importlib.import_module(module), name)
+
+
+def test_nothing_but_public_names_is_shown():
+    import gradsurgery
+    import gradsurgery.methods.pcgrad
+
+    shown = [name for name in dir(gradsurgery) if not name.startswith("__")]
+    assert sorted(shown) == sorted({*gradsurgery.__all__} - {"__version__"})
+    with pytest.raises(AttributeError, match="'gradsurgery' has no attribute 'PCGard'"):
+        _ = gradsurgery.PCGard
+
+
+def loaded_by(statement):
+    """Modules that a statement loads in a fresh process that has torch."""
+    program = (
+        "import sys, torch; before = set(sys.modules)\n"
+        f"{statement}\nprint(*set(sys.modules) - before)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    return set(done.stdout.split())
+
+
+def test_a_name_loads_what_it_needs_and_no_more():
+    assert loaded_by("import gradsurgery") == {"gradsurgery"}
+    loaded = loaded_by("from gradsurgery import PCGrad")
+    tops = {name.partition(".")[0] for name in loaded}
+    assert not tops & {"triton", "matplotlib", "numpy", "scipy"}
+    methods = {name for name in loaded if name.startswith("gradsurgery.methods.")}
+    assert methods == {f"gradsurgery.methods.{name}" for name in ("pcgrad", "order")}
+    for wing in ("sampling", "solvers", "kernels.fused"):
+        assert not any(name.startswith(f"gradsurgery.{wing}") for name in loaded)
