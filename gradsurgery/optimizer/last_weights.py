@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.arguments import check_integer, check_places
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import local
@@ -76,6 +77,41 @@ class LastWeights:
             "last_alone": {places[p]: u for p, u in self._alone.items() if p in places},
         }
 
+    def check_state(self, state: Mapping[str, Any], num_tasks: int, num_parameters: int) -> None:
+        """Refuses weights that none can have, before anything is changed.
+
+        Raises:
+            TypeError, ValueError: with what was found.
+        """
+        sizes = {
+            "last_weights": num_tasks,
+            "last_shared": num_parameters,
+            "last_alone": num_parameters,
+        }
+        for name, number in sizes.items():
+            kept = state.get(name, {})
+            if not isinstance(kept, Mapping):
+                raise TypeError(
+                    f"state_dict: {name} must be a mapping, found {type(kept).__name__}; take "
+                    "another checkpoint"
+                )
+            check_places(f"state_dict: {name}", list(kept), number)
+        weights = list(state.get("last_weights", {}).values())
+        for weight in weights:
+            if not (_is_own(weight) and weight.is_floating_point() and weight.ndim == 1):
+                raise TypeError(
+                    "state_dict: last_weights must be floating tensors in 1-d, found "
+                    f"{type(weight).__name__}; take another checkpoint"
+                )
+        num_units = min(map(len, weights), default=0)
+        for name in ("last_shared", "last_alone"):
+            for unit in state.get(name, {}).values():
+                if check_integer(f"state_dict: {name}", unit, at_least=0) >= num_units:
+                    raise ValueError(
+                        f"state_dict: {name} must be below the {num_units} units of last_weights, "
+                        f"found {unit}; take another checkpoint"
+                    )
+
     def load_state_dict(self, state: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
         """Takes them back, none where the state has none."""
         self._of = {
@@ -84,3 +120,13 @@ class LastWeights:
         }
         self._shared = {parameters[i]: u for i, u in state.get("last_shared", {}).items()}
         self._alone = {parameters[i]: u for i, u in state.get("last_alone", {}).items()}
+
+
+def _is_own(found: object) -> bool:
+    """Tells whether it is a tensor that holds its own numbers."""
+    return (
+        isinstance(found, Tensor)
+        and found.layout == torch.strided
+        and not found.is_meta
+        and found.is_contiguous()
+    )

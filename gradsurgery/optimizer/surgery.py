@@ -235,7 +235,7 @@ class Surgery:
         """Refuses a state, before anything is changed.
 
         Raises:
-            TypeError, ValueError: the seed or the method's state is not one.
+            TypeError, ValueError: with what was found.
         """
         check_integer("state_dict: seed", state["seed"])
         if check_integer("state_dict: num_steps", state["num_steps"], at_least=0) >= 2**63:
@@ -243,6 +243,7 @@ class Surgery:
                 f"state_dict: num_steps must be below 2**63, found {state['num_steps']}; "
                 "take another checkpoint"
             )
+        self._last.check_state(state, len(state["tasks"]), sum(1 for _ in self._parameters()))
         if "weighting" in state:
             check_state(self.method, state["weighting"])
 

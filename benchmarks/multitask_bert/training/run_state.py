@@ -113,7 +113,7 @@ class Parts:
         check_tensors("model", state["model"], self.model.state_dict())
         self.progress, self._ended_encoders = progress, encoders
         self._begin_stage()
-        check_steps(state, self.steps, progress)
+        check_steps(state, self.steps)
         check_losses(parts, state["loss_counts"])
         self.steps.load_state_dict(state)
         self.model.load_state_dict(state["model"])

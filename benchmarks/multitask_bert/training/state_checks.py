@@ -69,10 +69,10 @@ def check_tensors(name: str, found: object, like: Mapping[str, Tensor]) -> None:
         _check(_is_like(found[key], tensor.shape, tensor.dtype), f"{name} with another", key)
 
 
-def check_steps(state: Mapping[str, Any], steps: Steps, progress: Progress) -> None:
+def check_steps(state: Mapping[str, Any], steps: Steps) -> None:
     """Checks that they are the optimizer, the loader and the losses of the stage."""
     tasks = list(steps.num_batches)
-    _check_optimizer(state["optimizer"], steps, progress)
+    _check_optimizer(state["optimizer"], steps)
     for task, place in state["loader"]["loaders"].items():
         taken = place["batches"]
         fits = is_count(place["pass"]) and is_count(taken) and taken <= steps.num_batches[task]
@@ -99,7 +99,8 @@ def check_losses(parts: Sequence[Mapping[str, Any]], counts: Collection[str]) ->
             _check(_is_like(total, torch.Size(), torch.float32), "loss_sums", total)
 
 
-def _check_optimizer(state: Mapping[str, Any], steps: Steps, progress: Progress) -> None:
+def _check_optimizer(state: Mapping[str, Any], steps: Steps) -> None:
+    """Checks the base optimizer's state; ``gradsurgery`` checks its own when it is loaded."""
     fresh = steps.optimizer.state_dict()
     parameters = [p for group in steps.optimizer.param_groups for p in group["params"]]
     places = [group["params"] for group in state["param_groups"]]
@@ -114,29 +115,6 @@ def _check_optimizer(state: Mapping[str, Any], steps: Steps, progress: Progress)
             fits = _is_like(moments[name], parameter.shape, parameter.dtype)
             _check(fits, f"optimizer with another {name} of parameter", place)
         _check(_is_like(moments["step"], torch.Size(), torch.float32), "step of parameter", place)
-    _check_own(state["gradsurgery"], len(parameters), len(steps.num_batches), progress)
-
-
-def _check_own(
-    own: Mapping[str, Any], num_parameters: int, num_tasks: int, progress: Progress
-) -> None:
-    """Checks of the library's own state what its ``load_state_dict`` takes as it comes."""
-    _check(is_count(own["num_steps"]) and own["num_steps"] <= progress.step, "steps", own)
-    _check(is_count(own["num_rows"]) and own["num_rows"] <= num_tasks, "rows", own["num_rows"])
-    rows = own["in_rows"]
-    are_places = all(is_count(place) and place < num_parameters for place in rows)
-    _check(are_places and len(set(rows)) == len(rows), "in_rows", rows)
-    for name in ("last_weights", "last_shared", "last_alone"):
-        _check(not own.get(name), name, own.get(name))  # of surgery in some steps only
-    _check_diagnostics(own["diagnostics"], num_tasks)
-
-
-def _check_diagnostics(state: Mapping[str, Any], num_tasks: int) -> None:
-    for name in ("num_surgeries", "num_skipped_steps"):
-        _check(is_count(state.get(name, 0)), name, state.get(name))
-    for name, num_dims in {"met": 2, "conflicted": 2, "nonfinite": 1}.items():
-        counts, shape = state.get(name), torch.Size([num_tasks] * num_dims)
-        _check(counts is None or _is_like(counts, shape, torch.int64), name, counts)
 
 
 def _is_like(found: object, shape: torch.Size, dtype: torch.dtype) -> bool:

@@ -201,7 +201,8 @@ OPTIMIZER = ("optimizer", "gradsurgery")
         ((*OPTIMIZER, "in_rows"), [999]),
         ((*OPTIMIZER, "num_rows"), 10**12),
         ((*OPTIMIZER, "num_steps"), 10**30),
-        ((*OPTIMIZER, "last_weights"), {0: torch.ones(1)}),
+        ((*OPTIMIZER, "last_weights"), {0: "heavy"}),
+        ((*OPTIMIZER, "last_shared"), {0: 3}),
         ((*OPTIMIZER, "diagnostics", "met"), torch.zeros(9, 9, dtype=torch.int64)),
         ((*OPTIMIZER, "diagnostics", "conflicted"), torch.zeros(3, dtype=torch.int64)),
     ],
@@ -211,10 +212,20 @@ def test_what_would_end_a_step_is_refused_before_the_first(tmp_path, interrupted
     assert not interrupted.takes(tmp_path / "run", path, value)
 
 
-@pytest.mark.parametrize("name", ["lr", "betas", "eps", "weight_decay", "fused"])
-def test_the_recipe_says_what_the_optimizer_does(tmp_path, interrupted, name):
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *(
+            (("param_groups", 0, n), "fast")
+            for n in ("lr", "betas", "eps", "weight_decay", "fused")
+        ),
+        (("gradsurgery", "last_weights"), {0: torch.zeros(1)}),  # of surgery in some steps only
+    ],
+    ids=lambda x: x[-1] if isinstance(x, tuple) else "",
+)
+def test_the_recipe_says_what_the_optimizer_does(tmp_path, interrupted, path, value):
     """Whatever a state has in its place; the run is the same."""
     assert interrupted.resumed(tmp_path / "own", interrupted.state) is None
-    assert interrupted.takes(tmp_path / "other", ("optimizer", "param_groups", 0, name), "fast")
+    assert interrupted.takes(tmp_path / "other", ("optimizer", *path), value)
     found = [load_state(tmp_path / each / "state/state.pt")["model"] for each in ("own", "other")]
     assert all(torch.equal(found[0][key], found[1][key]) for key in found[0])
