@@ -39,6 +39,8 @@ class Diagnostics:
         >>> diagnostics = Diagnostics()
         >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]])
         >>> diagnostics.record(["a", "b"], [0, 1], ["a", "b"], gram, torch.ones(2))
+        >>> diagnostics
+        Diagnostics(tasks=('a', 'b'), num_surgeries=1, num_skipped_steps=0; summary() reads the rest)
         >>> diagnostics.conflicts.tolist()
         [[False, True], [True, False]]
         >>> round(diagnostics.norm_before.item() ** 2, 3)
@@ -58,6 +60,11 @@ class Diagnostics:
         self._group_grams: Tensor | None = None
         self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
         self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
+
+    def __repr__(self) -> str:
+        # Without a number from the device, for which a debugger would wait at every line.
+        counts = f"num_surgeries={self.num_surgeries}, num_skipped_steps={self.num_skipped_steps}"
+        return f"{type(self).__name__}(tasks={self.tasks}, {counts}; summary() reads the rest)"
 
     def record(
         self,
@@ -229,8 +236,16 @@ class Diagnostics:
 
         Args:
             axes: where to draw; a new figure by default.
+
+        Raises:
+            ImportError: there is no matplotlib.
         """
-        import matplotlib.pyplot as plt
+        try:
+            import matplotlib.pyplot as plt
+        except ImportError as error:
+            raise ImportError(
+                f"plot_cosines(): must have matplotlib, got {error}; pip install matplotlib"
+            ) from error
 
         if axes is None:
             _, axes = plt.subplots()

@@ -1,6 +1,7 @@
 """Diagnostics against numpy on gradients that are known, and against what training saw."""
 
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -340,6 +341,24 @@ def test_plot_of_the_cosines():
         assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "'1'", "c"]
     finally:
         pyplot.close(axes.figure)
+
+
+def test_a_plot_without_matplotlib_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.pyplot", None)
+    parameter, optimizer = optimizer_on(PCGrad)
+    surgery(parameter, optimizer, GRADS)
+    with pytest.raises(ImportError, match=r"^plot_cosines\(\): .*; pip install matplotlib$"):
+        optimizer.diagnostics.plot_cosines()
+
+
+def test_its_repr_reads_nothing_from_the_device():
+    parameter, optimizer = optimizer_on(PCGrad)
+    assert "tasks=(), num_surgeries=0" in repr(optimizer.diagnostics)
+    surgery(parameter, optimizer, GRADS)
+    with Operations() as seen:
+        shown = repr(optimizer.diagnostics)
+    assert seen.number == 0
+    assert f"tasks={tuple(GRADS)}, num_surgeries=1, num_skipped_steps=0" in shown
 
 
 class Operations(TorchDispatchMode):
