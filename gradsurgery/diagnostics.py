@@ -40,7 +40,7 @@ class Diagnostics:
         >>> gram = torch.tensor([[18.0, -22.0], [-22.0, 38.0]])
         >>> diagnostics.record(["a", "b"], [0, 1], ["a", "b"], gram, torch.ones(2))
         >>> diagnostics
-        Diagnostics(tasks=('a', 'b'), num_surgeries=1, num_skipped_steps=0; summary() reads the rest)
+        Diagnostics(tasks=('a', 'b'), num_surgeries=1, num_skipped_steps=0; summary() has more)
         >>> diagnostics.conflicts.tolist()
         [[False, True], [True, False]]
         >>> round(diagnostics.norm_before.item() ** 2, 3)
@@ -64,7 +64,7 @@ class Diagnostics:
     def __repr__(self) -> str:
         # Without a number from the device, for which a debugger would wait at every line.
         counts = f"num_surgeries={self.num_surgeries}, num_skipped_steps={self.num_skipped_steps}"
-        return f"{type(self).__name__}(tasks={self.tasks}, {counts}; summary() reads the rest)"
+        return f"{type(self).__name__}(tasks={self.tasks}, {counts}; summary() has more)"
 
     def record(
         self,

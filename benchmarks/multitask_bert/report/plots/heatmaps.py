@@ -47,10 +47,10 @@ def draw_layer_cosines(section: Section, rows: Sequence[Row]) -> Figure | None:
     cells = {row: _by_layer(row, section.pairs) for row in section.rows}
     limit = _limit(cells.values())
     shown = [row for row in rows if any(map(finite, cells[row].values()))]
-    if not shown:
+    pairs = [p for p in section.pairs if any(_has(cells[row], p) for row in shown)]
+    if not pairs:
         return None
     layers = sorted({layer for row in shown for layer, _ in cells[row]}, key=_depth)
-    pairs = [p for p in section.pairs if any(_has(cells[row], p) for row in shown)]
     names = ["\n".join(TASKS[task].title for task in pair.split("~")) for pair in pairs]
     size = (max(3.4, 0.75 * len(pairs) + 1.4), 0.27 * len(layers) + 1.1)
     figure, axes = grid(len(shown), size=size)
