@@ -19,17 +19,11 @@ from gradsurgery.method import FromGram, Method, Weighting
 from gradsurgery.optimizer.gathering import Gathering
 from gradsurgery.optimizer.losses import GivenLosses, Losses
 from gradsurgery.optimizer.nonfinite import Guard
+from gradsurgery.optimizer.options import Granularity, OnNonfinite, Reduction, Scope
 from gradsurgery.optimizer.own_state import OwnState
 from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
-from gradsurgery.optimizer.settings import (
-    Granularity,
-    OnNonfinite,
-    Reduction,
-    Scope,
-    Settings,
-    shared_parameters,
-)
+from gradsurgery.optimizer.settings import Settings, shared_parameters
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
 from gradsurgery.optimizer.task_block import TaskBlock
@@ -126,7 +120,6 @@ class MultiTaskOptimizer(Proxy):
         names = None if tasks is None else list(tasks)
         self._witness = witness = Witness(type(self).__name__, warn, names)
         self._tasks = known = Tasks(names, witness.met_new)
-        self.process_group = process_group
         replicas = Replicas.of(process_group, self._parameters(), known.names)
         self.diagnostics = told = Diagnostics()
         self._settings = Settings(reduction, scope, granularity, every, start_step, fused, monitor)
@@ -140,6 +133,7 @@ class MultiTaskOptimizer(Proxy):
         self._own = OwnState(self._parameters, known, step, surgery, self._update, told)
 
     on_nonfinite: OnNonfinite = delegated("_guard", "choice")
+    process_group: ProcessGroup | None = delegated("_update", "process_group")
     reduction: Reduction = delegated("_settings", "reduction")
     scope: Scope = delegated("_settings", "scope")
     granularity: Granularity = delegated("_settings", "granularity")

@@ -14,7 +14,7 @@ from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.memory import real
 from gradsurgery.gradients.shards import is_spread, local, true_everywhere
-from gradsurgery.optimizer.settings import OnNonfinite
+from gradsurgery.optimizer.options import OnNonfinite
 from gradsurgery.optimizer.step import Handling
 from gradsurgery.optimizer.tasks import Tasks
 

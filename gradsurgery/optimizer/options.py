@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable
-from typing import TYPE_CHECKING, TypedDict
+from typing import TYPE_CHECKING, Literal, TypedDict
 
 import torch
 
 from gradsurgery.arguments import Shared
-from gradsurgery.optimizer.settings import Granularity, OnNonfinite, Reduction, Scope
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
+
+Reduction = Literal["sum", "mean"]
+Scope = Literal["shared", "all"]
+OnNonfinite = Literal["propagate", "raise", "skip_task", "skip_step"]
+Granularity = Literal["model", "group", "tensor"]
 
 
 class SumOptions(TypedDict, total=False):

@@ -3,21 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery import kernels
 from gradsurgery.arguments import Shared, check_choice, check_integer, parameters_in
+from gradsurgery.optimizer.options import Granularity, OnNonfinite, Reduction, Scope
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
-
-Reduction = Literal["sum", "mean"]
-Scope = Literal["shared", "all"]
-OnNonfinite = Literal["propagate", "raise", "skip_task", "skip_step"]
-Granularity = Literal["model", "group", "tensor"]
 
 
 @dataclass

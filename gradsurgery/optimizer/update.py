@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -19,6 +19,9 @@ from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
 from gradsurgery.optimizer.tasks import Tasks
 from gradsurgery.optimizer.witness import Witness
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Update:
@@ -54,6 +57,11 @@ class Update:
         self._replicas = replicas
         self._witness = witness
         self._shared = shared
+
+    @property
+    def process_group(self) -> ProcessGroup | None:
+        """The processes with the same parameters, if there are any."""
+        return None if self._replicas is None else self._replicas.group
 
     @torch.no_grad()
     def make(self) -> None:
