@@ -5,13 +5,16 @@ from gradsurgery.kernels.reference import combine, gram_matrix
 from gradsurgery.method import Method, Seen
 from gradsurgery.methods.aligned_mtl import AlignedMTL, aligned_mtl_weights
 from gradsurgery.methods.cagrad import CAGrad, cagrad_weights
+from gradsurgery.methods.crmogm import CRMOGM
 from gradsurgery.methods.db_mtl import DBMTL, dbmtl_weights
+from gradsurgery.methods.gradnorm import GradNorm, gradnorm_weights
 from gradsurgery.methods.gradvac import GradVac, gradvac_weights
 from gradsurgery.methods.imtl_g import IMTLG, ConFIG, config_weights, imtl_g_weights
 from gradsurgery.methods.mgda import MGDA, mgda_weights
 from gradsurgery.methods.nash_mtl import FairGrad, NashMTL, fairgrad_weights, nash_mtl_weights
 from gradsurgery.methods.order import projection_order
 from gradsurgery.methods.pcgrad import PCGrad, pcgrad_coefficients, pcgrad_weights
+from gradsurgery.methods.rgw import RGW
 from gradsurgery.methods.sdmgrad import SDMGrad, sdmgrad_weights
 from gradsurgery.methods.sums import LossSum, WeightedSum
 from gradsurgery.methods.upgrad import DualProj, UPGrad, dualproj_weights, upgrad_weights
@@ -23,9 +26,11 @@ from gradsurgery.sampling.samplers import RoundRobin, Sequential, TaskSampler
 __version__ = "0.1.0"
 
 __all__ = [
+    "CRMOGM",
     "DBMTL",
     "IMTLG",
     "MGDA",
+    "RGW",
     "AlignedMTL",
     "Annealed",
     "CAGrad",
@@ -33,6 +38,7 @@ __all__ = [
     "Diagnostics",
     "DualProj",
     "FairGrad",
+    "GradNorm",
     "GradVac",
     "LossSum",
     "Method",
@@ -58,6 +64,7 @@ __all__ = [
     "dbmtl_weights",
     "dualproj_weights",
     "fairgrad_weights",
+    "gradnorm_weights",
     "gradvac_weights",
     "gram_matrix",
     "imtl_g_weights",

@@ -112,8 +112,9 @@ class GradVacMethod(Method):
         weights, moved = gradvac_weights(seen.gram, targets, order, self.beta)
         both = torch.stack([moved, torch.ones_like(moved)], -1).permute(1, 2, 3, 0)
         placed, is_placed = placed_pairs(both, seen.tasks, len(seen.names)).unbind(-2)
-        kept = torch.where(is_placed > 0, placed, kept.permute(1, 2, 0))
-        self._targets = kept.permute(2, 0, 1).contiguous()
+        targets = torch.where(is_placed > 0, placed, kept.permute(1, 2, 0)).permute(2, 0, 1)
+        # In place, so that a captured CUDA graph goes on from what its last replay has left.
+        self._targets = kept.copy_(targets)
         return weights
 
     def state_dict(self) -> dict[str, Any]:
