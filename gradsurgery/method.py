@@ -31,6 +31,8 @@ class Seen:
         fused: whether fused kernels were chosen for the gradients.
         noise: relative error of the inner products, against the two lengths; ``None`` where it is
             that of their own type.
+        units: numbers of the S units among all. State is kept by them too: with
+            ``granularity="tensor"`` a unit takes part in the steps in which tasks share it.
     """
 
     gram: Tensor | None
@@ -41,6 +43,7 @@ class Seen:
     step: int | Tensor
     fused: bool = False
     noise: float | None = None
+    units: tuple[int, ...] = (0,)
 
     @property
     def absent(self) -> list[Hashable]:

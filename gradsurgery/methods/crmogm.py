@@ -48,9 +48,12 @@ class CRMOGMMethod(Method):
         new = new.sum(-2) if new.ndim == 3 else new  # of a method that projects
         old = self._average.get(seen, like=new)
         average = torch.where(old.isnan(), new, self.alpha * old + (1 - self.alpha) * new)
-        # Weights that are not finite spoil this update, not those of all steps to come.
-        is_finite = average.isfinite().all(-1, keepdim=True)
-        self._average.set(seen, torch.where(is_finite, average, old))
+        # Weights that are not finite spoil this update, not those of all steps to come; and where
+        # no gradient is shared they tell nothing.
+        counts = average.isfinite().all(-1, keepdim=True)
+        if seen.gram is not None:
+            counts &= (seen.gram.diagonal(dim1=-2, dim2=-1) != 0).any(-1, keepdim=True)
+        self._average.set(seen, torch.where(counts, average, old))
         return average
 
     def state_dict(self) -> dict[str, Any]:
@@ -69,7 +72,8 @@ class CRMOGM(MultiTaskOptimizer):
 
     The first weights of a task are its first average. Costs what the other method costs, and is as
     long as its update usually is. What a method promises of every step, such as to conflict with no
-    task, holds no longer. A task that is absent keeps its average.
+    task, holds no longer. A task that is absent keeps its average, and so do all where every
+    gradient is zero.
 
     Args:
         base: the optimizer that takes the step.

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -40,8 +42,8 @@ def gradnorm_weights(
     lengths of gradients make unnecessary. The paper takes steps of Adam, which are about as long
     and keep averages; these do not depend on the scale of the gradients.
 
-    A task whose gradient is zero, or whose ratio is no number above 0, is left out and keeps its
-    weight. Where an inner product is not finite all weights stay.
+    A task whose gradient is zero, or whose ratio is not a number of at least 0, is left out and
+    keeps its weight. Where an inner product is not finite all weights stay.
 
     Args:
         gram: inner products of the tasks' gradients, of which only the lengths count,
@@ -66,7 +68,7 @@ def gradnorm_weights(
     """
     squared = gram.diagonal(dim1=-2, dim2=-1)
     ratios = ratios.to(gram).expand(squared.shape)
-    counts = (squared > 0) & (ratios > 0) & ratios.isfinite()
+    counts = (squared > 0) & (ratios >= 0) & ratios.isfinite()
     lengths = weights * squared.sqrt()
     mean = _mean_of(lengths, counts)
     pace = torch.where(counts, ratios / _mean_of(ratios, counts), 1)
@@ -88,7 +90,7 @@ class GradNormMethod(Method):
     needs_losses = True
 
     def __init__(self, alpha: float, lr: float) -> None:
-        if not alpha >= 0:
+        if not 0 <= alpha < math.inf:
             raise ValueError(f"alpha: must be at least 0, got {alpha}; 0 makes lengths equal")
         if not 0 < lr < 1:
             raise ValueError(f"lr: must be above 0 and below 1, got {lr}; it is that of weights")
@@ -101,13 +103,14 @@ class GradNormMethod(Method):
         assert seen.gram is not None
         assert seen.losses is not None
         losses = seen.losses.to(seen.gram)[None]
-        first = self._first.get(seen, like=losses)
+        whole = replace(seen, units=(0,))  # a loss is one of all units
+        first = self._first.get(whole, like=losses)
         # Nothing is learned in a step that `GradScaler` takes back, nor is its loss the first one.
         is_clean = seen.gram.sum().isfinite()
         is_first = (first == 0) & (losses > 0) & losses.isfinite() & is_clean
         first = torch.where(is_first, losses, first)
-        self._first.set(seen, first)
-        ratios = torch.where(first > 0, losses / first, 0)[0]
+        self._first.set(whole, first)
+        ratios = torch.where(first > 0, losses / first, torch.nan)[0]
         weights = self._weights.get(seen, like=seen.gram[..., 0])
         used = poisoned(weights, seen.gram)
         moved = gradnorm_weights(seen.gram, ratios, weights, alpha=self.alpha, lr=self.lr)
@@ -132,7 +135,7 @@ class GradNorm(MultiTaskOptimizer):
     with :math:`\bar G` the mean length of the weighted gradients. Weights are 1 at first, move by
     ``lr`` in each step and add up to T. Sum-like. Costs no second backward, but the tasks'
     gradients are kept apart. A task that is absent keeps its weight and its first loss
-    :math:`\ell_i^{(0)}`; so does one whose gradient is zero or whose loss is not above 0. In blocks
+    :math:`\ell_i^{(0)}`, which is the first above 0; so does one whose gradient is zero. In blocks
     the losses must be shown: ``block.backward(loss)``.
 
     Lengths are those of all shared parameters, where the paper takes those of the last shared layer

@@ -48,6 +48,7 @@ class RGW(MultiTaskOptimizer):
         TypeError, ValueError: as :class:`MultiTaskOptimizer`.
 
     Example:
+        >>> import torch
         >>> weight = torch.nn.Parameter(torch.zeros(2))
         >>> optimizer = RGW(torch.optim.SGD([weight], lr=1.0), seed=7)
         >>> optimizer.backward([weight[0], weight[1]])
