@@ -536,6 +536,34 @@ class TestDegenerate:
     def test_the_shorter_of_two_of_one_direction(self, fixed):
         assert self.of("mgda", [[3.0], [1.0]], fixed) == pytest.approx([0, 1], abs=1e-12)
 
+    @pytest.mark.parametrize(
+        ("name", "expected"),
+        [
+            ("upgrad", (0.5, 0.5)),
+            ("dualproj", (0.5, 0.5)),
+            ("sdmgrad", (0.15 / 1.3, 1.15 / 1.3)),
+            ("nash_mtl", (0.5**0.5 / 3, 0.5**0.5)),
+            # (3 s)^-2 and s^-2 with s the update, which is 3 and once what they are.
+            ("fairgrad", (0.75 ** (2 / 3) / 9, 0.75 ** (2 / 3))),
+            ("aligned_mtl", (1.2, 0.4)),
+        ],
+    )
+    def test_two_of_one_direction(self, name, expected, fixed):
+        found = self.of(name, [[3.0], [1.0]], fixed)
+        assert found == pytest.approx(expected, rel=1e-8)
+
+    def test_equal_angles_of_one_direction(self, fixed):
+        # Rounding divides what they share only to about 1e-4, as impartial() says; the length of
+        # ConFIG does not see that.
+        assert self.of("imtl_g", [[3.0], [1.0]], fixed) == pytest.approx((0.25, 0.75), rel=2e-4)
+        found = self.of("config", [[3.0], [1.0]], fixed)
+        assert found == pytest.approx((2 / 3, 2), rel=2e-4)
+        assert 3 * found[0] + found[1] == pytest.approx(4, rel=1e-8)
+
+    def test_cagrad_of_one_direction(self, fixed):
+        found = self.of("cagrad", [[3.0], [1.0]], fixed)
+        assert 3 * found[0] + found[1] == pytest.approx(1.4 * 2, rel=1e-8)
+
     def test_cagrad_on_opposite_gradients_of_other_lengths(self, fixed):
         rows = torch.tensor([[3.0], [-1.0]], dtype=torch.float64)
         update = cagrad_weights(gram_of(rows), 0.4, fixed=fixed) @ rows
