@@ -19,7 +19,12 @@ if TYPE_CHECKING:
         aligned_mtl_weights as aligned_mtl_weights,
     )
     from gradsurgery.methods.cagrad import CAGrad as CAGrad, cagrad_weights as cagrad_weights
+    from gradsurgery.methods.crmogm import CRMOGM as CRMOGM
     from gradsurgery.methods.db_mtl import DBMTL as DBMTL, dbmtl_weights as dbmtl_weights
+    from gradsurgery.methods.gradnorm import (
+        GradNorm as GradNorm,
+        gradnorm_weights as gradnorm_weights,
+    )
     from gradsurgery.methods.gradvac import GradVac as GradVac, gradvac_weights as gradvac_weights
     from gradsurgery.methods.imtl_g import (
         IMTLG as IMTLG,
@@ -40,6 +45,7 @@ if TYPE_CHECKING:
         pcgrad_coefficients as pcgrad_coefficients,
         pcgrad_weights as pcgrad_weights,
     )
+    from gradsurgery.methods.rgw import RGW as RGW
     from gradsurgery.methods.sdmgrad import SDMGrad as SDMGrad, sdmgrad_weights as sdmgrad_weights
     from gradsurgery.methods.sums import LossSum as LossSum, WeightedSum as WeightedSum
     from gradsurgery.methods.upgrad import (

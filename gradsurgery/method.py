@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gradsurgery.stateful import state_of, take_back
 
-Weighting = Callable[[Tensor], Tensor]  # gram [T, T] -> weights [T]
+Weighting = Callable[..., Tensor]  # gram [T, T] -> weights [T]; the names, if it has `tasks`
 
 
 @dataclass(frozen=True)
@@ -31,6 +32,8 @@ class Seen:
         fused: whether fused kernels were chosen for the gradients.
         noise: relative error of the inner products, against the two lengths; ``None`` where it is
             that of their own type.
+        units: numbers of the S units among all. State is kept by them too: with
+            ``granularity="tensor"`` a unit takes part in the steps in which tasks share it.
     """
 
     gram: Tensor | None
@@ -41,6 +44,7 @@ class Seen:
     step: int | Tensor
     fused: bool = False
     noise: float | None = None
+    units: tuple[int, ...] = (0,)
 
     @property
     def absent(self) -> list[Hashable]:
@@ -114,7 +118,8 @@ class FixedWeights(Method):
 class FromGram(Method):
     """A callable that makes T weights of a Gram matrix ``[T, T]``, asked for each unit.
 
-    Its state is kept where it has ``state_dict`` and ``load_state_dict``.
+    Its state is kept where it has ``state_dict`` and ``load_state_dict``. Where it has a parameter
+    ``tasks``, it is told the names of the T tasks.
 
     Args:
         weighting: the callable.
@@ -131,6 +136,7 @@ class FromGram(Method):
             )
         state_of(weighting)  # refused now rather than when it is saved
         self.weighting = weighting
+        self._asks = _asks_for_tasks(weighting)
 
     def weights(self, seen: Seen) -> Tensor:  # [S, T]
         assert seen.gram is not None
@@ -139,7 +145,7 @@ class FromGram(Method):
     def _of_one(self, gram: Tensor, seen: Seen) -> Tensor:  # [T, T] -> [T]
         num_tasks, absent = len(seen.tasks), seen.absent
         try:
-            weights = self.weighting(gram)
+            weights = self.weighting(gram, **self._told(seen))
         except (ValueError, RuntimeError, IndexError) as error:
             if not absent or isinstance(error, torch.cuda.OutOfMemoryError):
                 raise
@@ -159,12 +165,25 @@ class FromGram(Method):
             )
         return weights.detach().to(gram.device, gram.dtype, non_blocking=True)
 
+    def _told(self, seen: Seen) -> dict[str, Any]:
+        return {"tasks": tuple(seen.names[task] for task in seen.tasks)} if self._asks else {}
+
     def state_dict(self) -> dict[str, Any]:
         return state_of(self.weighting) or {}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         if state_of(self.weighting) is not None:
             take_back(self.weighting, state)
+
+
+def _asks_for_tasks(weighting: Weighting) -> bool:
+    """Tells whether a callable has a parameter of the name ``tasks``."""
+    # Modules are called by a method of torch that hands on whatever it gets.
+    called = weighting.forward if isinstance(weighting, nn.Module) else weighting
+    try:
+        return "tasks" in inspect.signature(called).parameters
+    except (TypeError, ValueError):  # a function of C
+        return False
 
 
 def check_state(method: Method, state: Mapping[str, Any]) -> None:

@@ -63,7 +63,7 @@ def _attributes(module: nn.Module) -> dict[str, Any]:
 
 
 def _copied(state: Any) -> Any:
-    """A copy of tensors and plain values in mappings, lists and tuples."""
+    """A copy of tensors, their types and devices and plain values in mappings, lists and tuples."""
     if isinstance(state, Tensor):
         return state.detach().clone()
     if isinstance(state, Mapping):
@@ -72,4 +72,6 @@ def _copied(state: Any) -> Any:
         return [_copied(value) for value in state]
     if isinstance(state, tuple):
         return tuple(_copied(value) for value in state)
+    if isinstance(state, (torch.dtype, torch.device)):  # what TorchJD's buffers belong to
+        return state
     return plain("weighting", state)

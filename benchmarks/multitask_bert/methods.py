@@ -47,5 +47,7 @@ METHODS: Mapping[str, Method] = MappingProxyType(
         "config": _surgery("ConFIG"),
         "aligned-mtl": _surgery("AlignedMTL", "Aligned-MTL"),
         "db-mtl": _surgery("DBMTL", "DB-MTL"),
+        "gradnorm": _surgery("GradNorm"),
+        "rgw": _surgery("RGW"),
     }
 )

@@ -20,9 +20,14 @@ class Units:
     Args:
         groups: collections of parameters; ``None`` is one group of all there are. A parameter may
             be in several groups, or in none.
+        numbers: of the groups among more that there are in other steps; by default those from 0.
     """
 
-    def __init__(self, groups: Iterable[Iterable[Tensor]] | None = None) -> None:
+    def __init__(
+        self,
+        groups: Iterable[Iterable[Tensor]] | None = None,
+        numbers: Sequence[int] | None = None,
+    ) -> None:
         self._of: dict[Tensor, list[int]] | None = None
         self.number = 1
         if groups is not None:
@@ -32,6 +37,7 @@ class Units:
                 for parameter in group:
                     self._of.setdefault(parameter, []).append(self.number)
                 self.number += 1
+        self.numbers = tuple(range(self.number) if numbers is None else numbers)
 
     @property
     def are_all(self) -> bool:

@@ -67,8 +67,10 @@ class DBMTL(MultiTaskOptimizer):
 
     .. math:: u = \sum_i \frac{\max_j \lVert g_j \rVert / \ell_j}{\lVert g_i \rVert}\, g_i
 
-    Sum-like. Without the paper's moving average of the gradients, which would need a second T×P
-    buffer. In blocks the losses must be shown: ``block.backward(loss)``.
+    As long as the gradients of the logarithms, T of them where they agree: losses that are scaled
+    leave it as it is, so that ``GradScaler`` must not scale them. A gradient that is zero is left
+    out. Without the paper's moving average of the gradients, which would need a second T×P buffer.
+    In blocks the losses must be shown: ``block.backward(loss)``.
 
     Args:
         base: the optimizer that takes the step.

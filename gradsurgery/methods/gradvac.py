@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradsurgery.gradients.places import picked, placed_pairs
 from gradsurgery.method import Method, Seen
+from gradsurgery.methods.by_task import ByTask
 from gradsurgery.methods.order import projection_order
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
@@ -102,42 +102,22 @@ class GradVacMethod(Method):
         if not 0 <= beta <= 1:
             raise ValueError(f"beta: must be between 0 and 1, got {beta}")
         self.beta = beta
-        self._targets: Tensor | None = None  # [S, N, N]
+        self._targets = ByTask(start=0.0, pairs=True)
 
     def weights(self, seen: Seen) -> Tensor:  # [S, T]
         assert seen.gram is not None
-        order = projection_order(len(seen.tasks), seen.seed, seen.step)
-        kept = self._kept(seen)
-        targets = _pairs(kept, seen.tasks)
-        weights, moved = gradvac_weights(seen.gram, targets, order, self.beta)
-        both = torch.stack([moved, torch.ones_like(moved)], -1).permute(1, 2, 3, 0)
-        placed, is_placed = placed_pairs(both, seen.tasks, len(seen.names)).unbind(-2)
-        kept = torch.where(is_placed > 0, placed, kept.permute(1, 2, 0))
-        self._targets = kept.permute(2, 0, 1).contiguous()
+        order = projection_order(len(seen.tasks), seen.seed, seen.step, seen.gram.device)
+        targets = self._targets.get(seen, like=seen.gram)
+        weights, targets = gradvac_weights(seen.gram, targets, order, self.beta)
+        self._targets.set(seen, targets)
         return weights
 
     def state_dict(self) -> dict[str, Any]:
-        return {} if self._targets is None else {"targets": self._targets.clone()}
+        targets = self._targets.saved()
+        return {} if targets is None else {"targets": targets}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        targets = state.get("targets")
-        self._targets = None if targets is None else targets.clone()
-
-    def _kept(self, seen: Seen) -> Tensor:  # [S, N, N]
-        assert seen.gram is not None
-        old, num_tasks = self._targets, len(seen.names)
-        if old is not None and len(old) == len(seen.gram) and old.shape[-1] == num_tasks:
-            return old.to(seen.gram)
-        kept = seen.gram.new_zeros(len(seen.gram), num_tasks, num_tasks)
-        # Where tasks are new the others keep their targets; units that changed begin anew.
-        if old is not None and len(old) == len(kept):
-            kept[:, : old.shape[-1], : old.shape[-1]] = old
-        return kept
-
-
-def _pairs(kept: Tensor, tasks: Sequence[int]) -> Tensor:  # [S, N, N] -> [S, T, T]
-    rows = picked(kept.permute(1, 2, 0), tasks)
-    return picked(rows.transpose(0, 1), tasks).permute(2, 1, 0)
+        self._targets.restore(state.get("targets"))
 
 
 class GradVac(MultiTaskOptimizer):

@@ -47,7 +47,8 @@ class MultiTaskOptimizer(Proxy):
         base: the optimizer that takes the step.
         weighting: a :class:`gradsurgery.Method`, or ``gram [T, T] -> weights [T]``, T being the
             tasks of this step, in the order in which they were first named: where one is absent,
-            ``gram`` is smaller. State is saved where it has ``state_dict`` and ``load_state_dict``.
+            ``gram`` is smaller. One with a parameter ``tasks`` is told their names; the state of
+            one that has ``state_dict`` and ``load_state_dict`` is saved and resumed.
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
         scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the

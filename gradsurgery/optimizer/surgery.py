@@ -145,13 +145,16 @@ class Surgery:
         chosen = self.kernels_for(buffer.touched())
         buffer.settle()
         units = self._units(buffer)
+        shared = buffer.touched() if self.settings.scope == "all" else buffer.shared()
         gram = watched = None
         if self.method.needs_gram or self.settings.monitor:
             gram = buffer.grams(chosen.gram_matrices, units, alone=self.settings.scope == "all")
             gram = _by_task(gram, buffer)
         touched = buffer.touched()
         noise, device = self.noise_of(touched), touched[0].device
-        weights, coefficients = self.weigh(gram, of_tasks, step.losses, device, noise)
+        weights, coefficients = self.weigh(
+            gram, of_tasks, step.losses, device, noise, units.numbers if shared else ()
+        )
         if self.watched.groups and gram is not None:
             groups = Units(self.watched.groups.values())
             watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
@@ -170,10 +173,15 @@ class Surgery:
         losses: Mapping[int, Tensor],
         device: torch.device,
         noise: float | None = None,
+        units: tuple[int, ...] = (0,),
     ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
         """Asks the method for the weights of some tasks in each unit, and for what the projections
-        of a method that projects are made of."""
+        of a method that projects are made of. Where nothing is shared there are no units, the
+        weights are 1, and nothing is asked: what a method keeps does not change."""
         method, num_tasks = self.method, len(of_tasks)
+        if method.needs_gram and not units:
+            assert gram is not None
+            return torch.ones_like(gram[..., 0]), None
         if method.has_fixed_weights:
             like = torch.empty(1, device=device) if gram is None else gram[:, 0, 0]
             return torch.stack(
@@ -189,6 +197,7 @@ class Surgery:
             fused=self.settings.fused is not False
             and _are_fused(kernels.choose(self.settings.fused, device)),
             noise=noise,
+            units=units,
         )
         found = method.weights(seen).detach()
         if found.ndim == 3:
@@ -275,7 +284,8 @@ class Surgery:
         if self.settings.granularity == "tensor":
             kept = set(buffer.touched() if self.settings.scope == "all" else buffer.shared())
             if kept:
-                return Units([parameter] for parameter in self._parameters() if parameter in kept)
+                placed = [(place, p) for place, p in enumerate(self._parameters()) if p in kept]
+                return Units(([p] for _, p in placed), [place for place, _ in placed])
         return Units()
 
     def _seen_losses(self, of_tasks: Sequence[int], losses: Mapping[int, Tensor]) -> Tensor:  # [T]

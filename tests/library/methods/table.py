@@ -3,13 +3,17 @@
 from torchjd.aggregation import MGDAWeighting
 
 from gradsurgery import (
+    CRMOGM,
+    DBMTL,
     IMTLG,
     MGDA,
+    RGW,
     AlignedMTL,
     CAGrad,
     ConFIG,
     DualProj,
     FairGrad,
+    GradNorm,
     GradVac,
     LossSum,
     MultiTaskOptimizer,
@@ -43,8 +47,12 @@ GRAM_METHODS = {
     "imtl-g": IMTLG,
     "config": ConFIG,
     "aligned-mtl": AlignedMTL,
+    "rgw": lambda base, **o: RGW(base, seed=3, **o),
+    "cr-mogm": lambda base, **o: CRMOGM(base, UPGrad, **o),
     "custom": lambda base, **o: MultiTaskOptimizer(base, equal_norms, **o),
 }
+# Methods that ask for the losses besides.
+SEEING_METHODS = {"gradnorm": GradNorm, "db-mtl": DBMTL}
 SUMS = {
     "loss-sum": LossSum,
     "loss-sum-monitor": lambda base, **o: LossSum(base, monitor=True, **o),
@@ -59,11 +67,12 @@ WRAPPERS = {
     ),
     "pcgrad-every-3": lambda base: PCGrad(base, tasks=TASKS, every=3, start_step=2),
     **{
-        name: lambda base, make=make: make(base, tasks=TASKS) for name, make in GRAM_METHODS.items()
+        name: lambda base, make=make: make(base, tasks=TASKS)
+        for name, make in {**GRAM_METHODS, **SEEING_METHODS}.items()
     },
     "pcgrad-mean-all": lambda base: PCGrad(base, reduction="mean", scope="all"),
     "torchjd": lambda base: MultiTaskOptimizer(base, MGDAWeighting()),
 }
 # Their update is no longer for longer gradients, or not in proportion, as their docstrings say.
-OWN_LENGTH = ("nash-mtl", "fairgrad")
+OWN_LENGTH = ("nash-mtl", "fairgrad", "db-mtl")
 DECLARED = [name for name in WRAPPERS if name not in ("pcgrad-mean-all", "torchjd")]

@@ -6,6 +6,7 @@ never from the optimizer under test.
 
 import copy
 import enum
+import functools
 import io
 import itertools
 import math
@@ -540,6 +541,34 @@ def test_a_state_that_no_checkpoint_could_hold_is_refused_when_the_optimizer_is_
     weighting.total = object()
     with pytest.raises(TypeError, match=r"^weighting: must "):
         MultiTaskOptimizer(torch.optim.SGD([nn.Parameter(torch.ones(2))], lr=0.1), weighting)
+
+
+class ByName(nn.Module):
+    """Weights by the names of the tasks."""
+
+    def forward(self, gram, *, tasks):
+        return gram.new_tensor([{"a": 1.0, "b": 2.0, "c": 3.0}[task] for task in tasks])
+
+
+@pytest.mark.parametrize(
+    "weighting",
+    [
+        ByName(),
+        ByName().forward,
+        lambda gram, tasks: ByName()(gram, tasks=tasks),
+        functools.partial(lambda factor, gram, tasks=(): factor * ByName()(gram, tasks=tasks), 1),
+    ],
+    ids=["module", "method", "function", "partial"],
+)
+@pytest.mark.parametrize("present", ["abc", "ac", "ca", "bc"])
+def test_a_weighting_that_asks_is_told_who_is_there(weighting, present):
+    parameter = nn.Parameter(torch.ones(3))
+    optimizer = MultiTaskOptimizer(torch.optim.SGD([parameter], lr=0.1), weighting, tasks="abc")
+    optimizer.backward({t: parameter["abc".index(t)] + 0 * parameter.sum() for t in present})
+    expected = [
+        float(task in present) * weight for task, weight in zip("abc", (1, 2, 3), strict=True)
+    ]
+    assert parameter.grad.tolist() == expected
 
 
 @pytest.mark.parametrize(
