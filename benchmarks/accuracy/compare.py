@@ -98,20 +98,21 @@ def draw(errors: Errors) -> list[str]:
 
 
 def _cell(errors: Sequence[float]) -> str:
-    """Writes worst and median of the answers, and how many are missing.
+    """Writes worst and median of the answers, after how many they are where some are missing.
 
     Example:
         >>> _cell([1e-15, 3e-15, 2e-14])
         '2e-14 (3e-15)'
+        >>> _cell([1e-4, math.inf, math.inf])
+        '1 of 3: 1e-04 (1e-04)'
     """
     if not errors:
         return NOTHING
     given = [error for error in errors if math.isfinite(error)]
-    missing = f"{len(errors) - len(given)} of {len(errors)} without an answer"
     if not given:
         return "no answer"
     cell = f"{_number(max(given))} ({_number(median(given))})"
-    return cell if len(given) == len(errors) else f"{cell}, {missing}"
+    return cell if len(given) == len(errors) else f"{len(given)} of {len(errors)}: {cell}"
 
 
 def _number(error: float) -> str:
