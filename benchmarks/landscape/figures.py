@@ -31,7 +31,7 @@ _STYLE: Any = {
 }
 _COLUMNS = 4
 _PANEL = 2.05  # inches
-_REACH = ((-1.75, 1.75), (-0.55, 1.75))  # of arrows, in x and y
+_REACH = ((-2.1, 2.1), (-0.4, 2.55))  # of arrows, in x and y
 _SPAN = ((-3.9, 3.9), (-2.0, 2.0))  # of x and y
 _DPI = 150
 _NUM_COLOURS = 128  # in a file
@@ -57,7 +57,7 @@ def draw_landscape(
 def draw_arrows(updates: Mapping[str, Mapping[str, tuple[float, float]]], file: Path) -> None:
     """Draws what each method makes of each group of arrows; it raises no loss where it is grey."""
     with _style():
-        figure, axes = _panels(len(updates) * len(ARROWS), _COLUMNS, ratio=0.66)
+        figure, axes = _panels(len(updates) * len(ARROWS), _COLUMNS, ratio=0.7)
         for place, (title, made) in enumerate(updates.items()):
             for offset, (group, arrows) in enumerate(ARROWS.items()):
                 axis = axes[place * len(ARROWS) + offset]
@@ -71,7 +71,7 @@ def draw_method(
 ) -> None:
     """Draws one method: its trails, and what it makes of each group of arrows."""
     with _style():
-        figure, axes = _panels(1 + len(ARROWS), 1 + len(ARROWS), ratio=0.66)
+        figure, axes = _panels(1 + len(ARROWS), 1 + len(ARROWS), ratio=0.7)
         _trails(axes[0], trails)
         _signs(axes[0])
         for axis, (group, arrows) in zip(axes[1:], ARROWS.items(), strict=True):
@@ -149,11 +149,13 @@ def _arrow(axis: Axes, tip: tuple[float, float], colour: str, width: float) -> N
     if points < 0.1:
         axis.plot(0, 0, "o", color=colour, markersize=5, zorder=3)
         return
-    axis.annotate(
+    drawn = axis.annotate(
         "", tip, (0, 0), zorder=3, annotation_clip=False,
         arrowprops={"arrowstyle": "-|>", "color": colour, "linewidth": width, "shrinkA": 0,
                     "shrinkB": 0, "mutation_scale": 5 * width},
     )  # fmt: skip
+    assert drawn.arrow_patch is not None
+    drawn.arrow_patch.set_clip_path(axis.patch)
 
 
 def _save(figure: Figure, file: Path) -> None:
