@@ -52,7 +52,7 @@ Every method with its equation, its source, and two pictures of what it does. Wh
 take is [another page](which-method.md#all-methods); their arguments are in the
 [API](api.md#optimizers).
 
-T tasks have gradients $g_1, \\dots, g_T$, losses $\\ell_i$ and the Gram matrix $G$ with
+T tasks have gradients $g_i$, losses $\\ell_i$ and the Gram matrix $G$ with
 $G_{{ij}} = g_i \\cdot g_j$; $u$ is the update. A *mean-like* update is the mean of the gradients
 where nothing conflicts, a *sum-like* one their sum.
 
