@@ -32,7 +32,7 @@ NUM_STEPS = 250
 def losses(point: Tensor) -> list[Tensor]:  # [2, ...] -> [...] each
     r"""Gives both losses at a point (x, y).
 
-    .. math:: \ell_i = a_i \bigl(0.05 + \tfrac12 \log(1 + (y \mp 0.6 \sin x)^2 / 0.05^2)\bigr)
+    .. math:: \ell_i = a_i \bigl(0.05 + \tfrac{1}{2} \log(1 + (y \mp 0.6 \sin x)^2 / 0.05^2)\bigr)
 
     Args:
         point: coordinates, ``[2, ...]``.
