@@ -65,8 +65,8 @@ gradients six times as long. At the stars both are least. Every method starts at
 takes {steps} steps of Adam (lr {lr}), whose steps do not depend on how long an update is; a dot is
 where it ended. The idea is that of figure 1 of Tianhe Yu et al., "Gradient Surgery for Multi-Task
 Learning", 2020; the functions are our own,
-$\\ell_i = a_i \\bigl(0.05 + \\tfrac{{1}}{{2}} \\log(1 + (y \\mp 0.6 \\sin x)^2 / 0.05^2)\\bigr)$ with
-$a = (1, 6)$.
+$\\ell_i = a_i \\bigl(0.05 + \\tfrac{{1}}{{2}} \\log(1 + (y \\mp 0.6 \\sin x)^2 / 0.05^2)\\bigr)$
+with $a = (1, 6)$.
 
 It shows what a method does, not which is best: with other starts, steps or heights others end
 elsewhere, and what holds in two dimensions need not in millions, where
