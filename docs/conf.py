@@ -67,13 +67,13 @@ ROOT_PAGES = {
 
 
 def with_links_of_the_site(text: str, written_in: Path, shown_in: Path) -> str:
-    """Markdown whose links to pages lead from the page of the site to pages of the site."""
+    """Markdown whose links lead from the page of the site to pages and pictures of the site."""
 
     def moved(link: re.Match[str]) -> str:
         target = (written_in.parent / link[1]).resolve()
         return "](" + os.path.relpath(ROOT_PAGES.get(target, target), shown_in.parent)
 
-    return re.sub(r"\]\(([\w./-]+\.md)(?=[#)])", moved, text)
+    return re.sub(r"\]\(([\w./-]+\.(?:md|png))(?=[#)])", moved, text)
 
 
 def read_page(app: Sphinx, name: str, content: list[str]) -> None:

@@ -26,6 +26,7 @@ LOOKED_AT = (
     "index",
     "getting-started",
     "which-method",
+    "methods",
     "coming-from",
     "guides/amp",
     "api",

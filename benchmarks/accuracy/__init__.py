@@ -1,0 +1,1 @@
+"""Updates against solutions in 80 digits, beside the peers' on the same gradients."""
