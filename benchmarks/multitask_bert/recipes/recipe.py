@@ -91,11 +91,12 @@ class Stage:
         start: ``continue`` from the stage before, from the ``initial`` encoder, or from the
             ``average`` of the encoders that the ``initial`` stages before it ended with; the heads
             go on in any case.
-        reduction, scope: of PCGrad.
+        reduction, scope: of every method of surgery.
         weighting: what counts the same in the sum of the losses, each ``task`` or each ``sample``,
             of which a larger batch has more.
         monitored: whether a sum of the losses keeps the tasks' gradients apart to log their
             conflicts, and any method logs them layer by layer; it costs time and changes no update.
+        method_options: of the method's class, where they differ from its defaults.
     """
 
     epochs: int = 10
@@ -112,6 +113,7 @@ class Stage:
     scope: Literal["shared", "all"] = "all"
     weighting: Literal["task", "sample"] = "task"
     monitored: bool = True
+    method_options: Mapping[str, Any] = field(default_factory=dict)
 
     def loss_weights(self, tasks: Sequence[str]) -> dict[str, float]:
         """Returns what each task's mean loss is multiplied by; 1 on average.
@@ -181,6 +183,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON would have it."""
         made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for stage in made["stages"]:
+            if not stage["method_options"]:
+                # Records from before there were any stay those of the same recipe.
+                del stage["method_options"]
         return made
 
     @staticmethod
@@ -276,6 +282,8 @@ def _check(recipe: Recipe) -> None:
         check_choice(f"{where}.scope", stage.scope, ("shared", "all"))
         check_choice(f"{where}.weighting", stage.weighting, ("task", "sample"))
         check(isinstance(stage.monitored, bool), f"{where}.monitored", "a bool", stage.monitored)
+        options = stage.method_options
+        check(isinstance(options, Mapping), f"{where}.method_options", "options by name", options)
         check(stage.epochs >= 0, f"{where}.epochs", "at least 0", stage.epochs)
         check(stage.lr > 0, f"{where}.lr", "above 0", stage.lr)
         counted = stage.sampling.epoch == "batches"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -39,11 +38,14 @@ def make_optimizer(
     """Puts the stage's method around an optimizer; a sum monitors conflicts where tasks meet."""
     method = METHODS[stage.method]
     options: dict[str, Any] = {name: getattr(stage, name) for name in method.options}
+    options |= stage.method_options
     if method.is_surgery:
         options["seed"] = seed
-        options["warn"] = False  # published recipes have one task a step
+        options["warn"] = False  # a stage without surgery is refused before, or its row says so
     else:
         several = len(tasks) > 1 and stage.sampling.name == "joint"
         options["monitor"] = stage.monitored and several
-    make: type[MultiTaskOptimizer] = getattr(import_module("gradsurgery"), method.optimizer)
-    return make(base, tasks=tasks, process_group=process_group, **options)
+    optimizer: MultiTaskOptimizer = method.make(
+        base, tasks=tasks, process_group=process_group, **options
+    )
+    return optimizer

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, all_recipes, find, find_all
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, Stage
 from benchmarks.multitask_bert.training.plan import check_runnable
@@ -20,7 +21,7 @@ INVENTORY = (
     else {}
 )
 RECIPES = all_recipes()
-SYSTEMS = [id for id in RECIPES if not id.startswith("control/")]
+SYSTEMS = [id for id in RECIPES if not id.startswith(("control/", "method/"))]
 CONTROLS = [id for id in RECIPES if id.startswith("control/")]
 TASK_NAMES = {"sst": "sst", "para": "quora", "sts": "sts", "cfimdb": "cfimdb"}
 
@@ -248,6 +249,17 @@ def test_a_control_names_the_system_that_it_changes(id):
     assert replace(ours, id="", description="", assumed=()) != replace(
         theirs, id="", description="", assumed=()
     )
+
+
+def test_the_methods_side_by_side_differ_in_their_method_alone():
+    found = find_all(["method/*"])
+    assert [recipe.stages[0].method for recipe in found] == [n for n in METHODS if n != "none"]
+    assert [recipe.id for recipe in found] == [f"method/{r.stages[0].method}" for r in found]
+    general = find("smet-walker/general-linear-loss-sum")
+    plain = {"method": "loss-sum", "reduction": "mean", "scope": "all"}
+    for recipe in found:
+        same = replace(recipe.in_every_stage(**plain), id=general.id)
+        assert replace(same, description=general.description) == general
 
 
 def test_side_by_side_differs_in_surgery_alone():
