@@ -20,11 +20,12 @@ def settings(recipe: Recipe) -> list[str]:
     Larger steps, no dropout inside, a pooling that does not rest on a pretrained [CLS], and pairs
     in one sequence, whose words a small network then aligns by position.
     """
+    epochs = ["epochs=8"] if any(stage.epochs for stage in recipe.stages) else []
     joint = [task for task, pair in recipe.pairs.items() if pair == "joint-raw-ids"]
     return [
         "lr=2e-3",
         "batch_size=32",
-        "epochs=8",
+        *epochs,
         "encoder_dropout=0.0",
         "head_dropout=0.1",
         "pooling=mean",

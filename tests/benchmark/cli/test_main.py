@@ -497,6 +497,57 @@ def test_bad_arguments(call, empty_folder, arguments, word):
 
 
 @pytest.mark.usefixtures("small_corpus")
+@pytest.mark.parametrize(
+    ("recipe", "settings", "words"),
+    [
+        (
+            PCGRAD,
+            ["sampling.name=round-robin"],
+            "stages.0.method: got pcgrad, one task round-robin",
+        ),
+        (LOSS_SUM, ["method=mgda", "sampling.name=sequential"], "got mgda, one task sequential"),
+        (PCGRAD, ['stages.0.tasks=["sst"]'], "stages.0.method: got pcgrad, it has one task"),
+        (PCGRAD, ["trainable=heads"], "stages.0.method: got pcgrad, the encoder is frozen"),
+        (PCGRAD, ["epochs=0"], "stages.0.method: got pcgrad, it has no epochs"),
+        ("smet-walker/baseline-untrained", ["epochs=1"], "got none, the sum of the losses"),
+        ("chada-jolly/novel-cs-gs", ["sampling.name=sequential"], "stages.3.method: got pcgrad"),
+        (PCGRAD, ["method_options.start_step=4"], "start_step: below the 4 steps got 4"),
+        (PCGRAD, ["method_options.every=9"], "every: below the 4 steps got 9"),
+    ],
+)
+def test_a_method_that_would_do_nothing_is_refused(call, empty_folder, recipe, settings, words):
+    asked = [word for setting in settings for word in ("--set", setting)]
+    assert_refused(call("run", recipe, *QUICK, *asked), recipe, *words.replace(":", "").split())
+    assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_reports_own_method_that_does_nothing_is_run_and_said(call):
+    recipe = "xu/dense-tuned-smart-pcgrad"
+    assert call("run", recipe, *QUICK).status == 0
+    assert call("report", "runs").status == 0
+    told = "PCGrad (void: the encoder is frozen, and heads share nothing)"
+    assert told in Path("runs/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_method_that_the_run_ended_before_is_said(call):
+    recipe = "chada-jolly/novel-cs-gs"
+    assert call("run", recipe, *QUICK).status == 0
+    assert call("report", "runs").status == 0
+    told = "loss sum → PCGrad (void: the run ended before it)"
+    assert told in Path("runs/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("small_corpus")
+@pytest.mark.parametrize("epochs", [[], ["--epochs", "1"]])
+def test_what_a_report_did_not_train_is_not_trained(call, epochs):
+    recipe = "smet-walker/baseline-untrained"
+    assert call("run", recipe, *epochs).status == 0
+    assert [*Record(run_folder("runs", recipe)).events()][-1]["step"] == 0
+
+
+@pytest.mark.usefixtures("small_corpus")
 def test_every_recipe_is_checked_before_the_first_is_run(call, empty_folder):
     """An output that one recipe's head can have and the next one's cannot."""
     recipes = ("smet-walker/v1-dropout-0.3", LOSS_SUM)

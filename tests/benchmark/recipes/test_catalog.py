@@ -11,6 +11,7 @@ import pytest
 from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, all_recipes, find, find_all
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, Stage
+from benchmarks.multitask_bert.recipes.void import void_stages
 from benchmarks.multitask_bert.training.plan import check_runnable
 from tests.paths import SHARED
 
@@ -268,6 +269,18 @@ def test_side_by_side_differs_in_surgery_alone():
     assert different == {"id", "description", "assumed", "stages"}
     (one,), (other,) = loss_sum["stages"], surgery["stages"]
     assert {key for key in one if one[key] != other[key]} == {"method"}
+
+
+def test_the_recipes_of_the_reports_with_a_void_stage_are_known():
+    found = {id: void_stages(recipe) for id, recipe in RECIPES.items() if void_stages(recipe)}
+    frozen = "the encoder is frozen, and heads share nothing"
+    assert found == {
+        "chada-jolly/novel-cs-gs": {4: frozen},
+        "chada-jolly/novel-cs-gs-no-dropout": {4: frozen},
+        "xu/dense-tuned-smart-pcgrad": {0: frozen},
+        "control/chada-jolly-novel-without-average": {1: frozen},
+        "control/xu-pcgrad-without-smart": {0: frozen},
+    }
 
 
 def test_an_unknown_id_is_refused_with_the_nearest():
