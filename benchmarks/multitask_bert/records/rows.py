@@ -16,7 +16,7 @@ from benchmarks.multitask_bert.recipes.void import void_stages
 from benchmarks.multitask_bert.records.run import Json, read_run, run_folders
 from benchmarks.multitask_bert.records.run import Run as Run
 from benchmarks.multitask_bert.records.series import number
-from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tasks import BUILT_IN_DATA, TASKS
 
 METRIC_TITLES = {"accuracy": "accuracy", "pearson": "Pearson r"}
 OVERALL = {"mean": metrics.overall_mean, "normalised": metrics.overall_normalised}
@@ -79,7 +79,7 @@ class Section:
 
     @property
     def is_synthetic(self) -> bool:
-        return self.data == "synthetic"
+        return self.data in BUILT_IN_DATA
 
     @property
     def runs(self) -> list[Run]:

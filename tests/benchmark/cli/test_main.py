@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.multitask_bert.__main__ import FIRST_SEED, main
 from benchmarks.multitask_bert.data import corpus as corpora
+from benchmarks.multitask_bert.data.conflict import make_conflicts
 from benchmarks.multitask_bert.data.synthetic import make_corpus, vocabulary
 from benchmarks.multitask_bert.model.bert.names import to_bert_names
 from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
@@ -545,6 +546,20 @@ def test_what_a_report_did_not_train_is_not_trained(call, epochs):
     recipe = "smet-walker/baseline-untrained"
     assert call("run", recipe, *epochs).status == 0
     assert [*Record(run_folder("runs", recipe)).events()][-1]["step"] == 0
+
+
+def test_the_corpus_of_conflicts(call, monkeypatch):
+    monkeypatch.setattr(corpora, "make_conflicts", partial(make_conflicts, sizes=SIZES))
+    assert call("run", "method/pcgrad", "--data", "conflict", *QUICK).status == 0
+    config = read_json(run_folder("runs", "method/pcgrad") / "config.json")
+    assert (config["data"], config["encoder"]) == ("conflict", "narrow")
+    assert "lr set to 0.005 (recipe: 1e-05)" in config["deviations"]
+    assert call("report", "runs").status == 0
+    assert "NOT SST, QUORA AND STS" in Path("runs/report.md").read_text(encoding="utf-8")
+    assert call("analyze", "runs").status == 0
+    assert call("predict", run_folder("runs", "method/pcgrad")).status == 0
+    found = call("run", "method/pcgrad", "--data", ".", "--encoder", "narrow")
+    assert_refused(found, "--encoder", "narrow")
 
 
 @pytest.mark.usefixtures("small_corpus")

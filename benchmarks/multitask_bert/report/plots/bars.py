@@ -18,7 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SURGERY = {name for name, method in METHODS.items() if method.is_surgery}
+_SURGERY = {name: method.title for name, method in METHODS.items() if method.is_surgery}
+_HATCHED = " or ".join(_SURGERY.values())
 _OPTIONS = {option for method in METHODS.values() for option in method.options}
 MIN_FLAT_WIDTH = 0.2  # of a bar, for its number to lie flat above it
 
@@ -41,8 +42,7 @@ def draw_methods(section: Section, rows: Sequence[Row]) -> Figure | None:
     axis.grid(axis="x", visible=False)
     axis.set_ylabel("dev metric of the best checkpoint")
     axis.set_ylim(top=1.05)
-    hatched = "hatched where the tasks' gradients are operated on"
-    finish(figure, [axis], f"Bar: mean over seeds, {hatched}. Dot: one seed.")
+    finish(figure, [axis], f"Bar: mean over seeds, hatched for {_HATCHED}. Dot: one seed.")
     return figure
 
 
