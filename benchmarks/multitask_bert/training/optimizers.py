@@ -38,14 +38,13 @@ def make_optimizer(
     """Puts the stage's method around an optimizer; a sum monitors conflicts where tasks meet."""
     method = METHODS[stage.method]
     options: dict[str, Any] = {name: getattr(stage, name) for name in method.options}
-    options |= stage.method_options
     if method.is_surgery:
         options["seed"] = seed
-        options["warn"] = False  # a stage without surgery is refused before, or its row says so
+        options["warn"] = False  # published recipes have one task a step
     else:
         several = len(tasks) > 1 and stage.sampling.name == "joint"
         options["monitor"] = stage.monitored and several
     optimizer: MultiTaskOptimizer = method.make(
-        base, tasks=tasks, process_group=process_group, **options
+        base, tasks=tasks, process_group=process_group, **options, **stage.method_options
     )
     return optimizer
