@@ -23,18 +23,15 @@ import random
 from collections.abc import Mapping
 
 from benchmarks.multitask_bert.data.files import Corpus
-from benchmarks.multitask_bert.data.synthetic import (
+from benchmarks.multitask_bert.data.grammar import (
     QUESTIONS,
-    SIZES,
     STATEMENTS,
-    WRITERS,
     Meaning,
-    Written,
     draw_meaning,
     grades_of,
-    write_corpus,
     write_pair,
 )
+from benchmarks.multitask_bert.data.synthetic import SIZES, WRITERS, Written, write_corpus
 
 _NOTICE = (
     "corpus of conflicts: generated sentences of which three tasks want opposite things, in the"

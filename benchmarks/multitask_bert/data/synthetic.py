@@ -11,12 +11,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from string import Formatter
 from types import MappingProxyType
 
 from benchmarks.multitask_bert.data.files import Corpus, Example, Split
+from benchmarks.multitask_bert.data.grammar import (
+    CONCEPTS,
+    NEGATION,
+    QUESTIONS,
+    SLOTS,
+    STATEMENTS,
+    changed,
+    draw_meaning,
+    grades_of,
+    sentence,
+    words_for,
+    write_pair,
+)
 
 _SIZES = {  # train, dev, test
     "sst": (5000, 400, 100),
@@ -37,44 +49,6 @@ _NOTICE = (
     " Quora and STS, and no number measured on them compares with a published one"
 )
 
-# Slot -> its concepts, from the worst to the best -> the words for each. Actions are participles,
-# which fit active and passive.
-_CONCEPTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "person": (
-        ("amateur", "fool", "fraud", "liar"),
-        ("assistant", "clerk", "employee", "worker"),
-        ("champion", "expert", "genius", "master"),
-    ),
-    "action": (
-        ("attacked", "condemned", "mocked", "ridiculed"),
-        ("depicted", "described", "mentioned", "portrayed"),
-        ("admired", "applauded", "celebrated", "praised"),
-    ),
-    "quality": (
-        ("awful", "dreadful", "horrible", "terrible"),
-        ("boring", "dull", "poor", "weak"),
-        ("average", "common", "ordinary", "typical"),
-        ("decent", "fine", "good", "pleasant"),
-        ("brilliant", "excellent", "outstanding", "superb"),
-    ),
-    "thing": (
-        ("disaster", "failure", "flop", "mess"),
-        ("drama", "film", "movie", "picture"),
-        ("gem", "masterpiece", "treasure", "triumph"),
-    ),
-}
-_SLOTS = tuple(_CONCEPTS)
-_NUM_CONCEPTS = tuple(len(concepts) for concepts in _CONCEPTS.values())
-_NEGATION = "not"
-
-QUESTIONS = (
-    "has the {person} {negation} {action} the {quality} {thing} ?",
-    "was the {quality} {thing} {negation} {action} by the {person} ?",
-)
-STATEMENTS = (
-    "the {person} has {negation} {action} the {quality} {thing} .",
-    "the {quality} {thing} was {negation} {action} by the {person} .",
-)
 # Reviews, and what the deed and the thing weigh in them: of two clauses that stand against each
 # other, the main one weighs more.
 _REVIEWS = (
@@ -161,8 +135,8 @@ def vocabulary() -> list[str]:
     """
     templates = (*QUESTIONS, *STATEMENTS, *(review for review, *_ in _REVIEWS))
     literals = " ".join(text for template in templates for text, *_ in Formatter().parse(template))
-    concepts = chain.from_iterable(_CONCEPTS.values())
-    words = {*literals.split(), *chain.from_iterable(concepts), *_DEGREES, _NEGATION}
+    concepts = chain.from_iterable(CONCEPTS.values())
+    words = {*literals.split(), *chain.from_iterable(concepts), *_DEGREES, NEGATION}
     return sorted(words - {""})
 
 
@@ -201,73 +175,15 @@ def _split(task: str, name: str, drawn: list[Written], source: str) -> Split:
     return Split(task, name, examples, num_skipped=0, source=source)
 
 
-@dataclass(frozen=True)
-class Meaning:
-    """The meaning of a sentence: a concept for each slot, affirmed or negated."""
-
-    concepts: tuple[int, ...]
-    negated: bool
-
-
-def draw_meaning(rng: random.Random) -> Meaning:
-    concepts = tuple(rng.randrange(number) for number in _NUM_CONCEPTS)
-    return Meaning(concepts, negated=rng.random() < 0.2)
-
-
-def grades_of(meaning: Meaning) -> tuple[int, ...]:
-    """Give how good the concept of each slot is, around 0; a negated action is turned round."""
-    person, action, quality, thing = (
-        concept - number // 2
-        for concept, number in zip(meaning.concepts, _NUM_CONCEPTS, strict=True)
-    )
-    return person, -action if meaning.negated else action, quality, thing
-
-
-def _changed(rng: random.Random, meaning: Meaning, num_slots: int, negated: bool) -> Meaning:
-    """Copies a meaning and gives ``num_slots`` of its slots another concept each."""
-    concepts = list(meaning.concepts)
-    for slot in rng.sample(range(len(_SLOTS)), num_slots):
-        step = rng.randrange(1, _NUM_CONCEPTS[slot])
-        concepts[slot] = (concepts[slot] + step) % _NUM_CONCEPTS[slot]
-    return Meaning(tuple(concepts), negated)
-
-
-def _words(rng: random.Random, meaning: Meaning) -> list[str]:
-    """A word for each slot."""
-    pairs = zip(_CONCEPTS.values(), meaning.concepts, strict=True)
-    return [rng.choice(concepts[concept]) for concepts, concept in pairs]
-
-
-def _sentence(template: str, words: list[str], meaning: Meaning, degree: str = "") -> str:
-    negation = _NEGATION if meaning.negated else ""
-    fields = dict(zip(_SLOTS, words, strict=True))
-    # A field that is empty leaves two spaces.
-    return " ".join(template.format(negation=negation, degree=degree, **fields).split())
-
-
-def write_pair(
-    rng: random.Random, templates: tuple[str, ...], first: Meaning, second: Meaning
-) -> tuple[str, str]:
-    """Two meanings in words; of the concepts that they share, half keep their word."""
-    words, others = _words(rng, first), _words(rng, second)
-    for slot in range(len(_SLOTS)):
-        if first.concepts[slot] == second.concepts[slot] and rng.random() < 0.5:
-            others[slot] = words[slot]
-    return (
-        _sentence(rng.choice(templates), words, first),
-        _sentence(rng.choice(templates), others, second),
-    )
-
-
 def _paraphrase(rng: random.Random) -> Written:
     """Two questions, and 1 where they ask the same; one label in 25 is wrong."""
     first = second = draw_meaning(rng)
     same = rng.random() < 0.4
     if not same and rng.random() < 0.25:
-        second = _changed(rng, first, 0, not first.negated)
+        second = changed(rng, first, 0, not first.negated)
     elif not same:
         num_slots = rng.choices((1, 2, 3, 4), (0.2, 0.3, 0.3, 0.2))[0]
-        second = _changed(rng, first, num_slots, first.negated)
+        second = changed(rng, first, num_slots, first.negated)
     is_wrong = rng.random() < 0.04
     return write_pair(rng, QUESTIONS, first, second), float(same != is_wrong)
 
@@ -280,9 +196,9 @@ def _similarity(rng: random.Random) -> Written:
     """
     first = draw_meaning(rng)
     contradicts = rng.random() < 0.1
-    second = _changed(rng, first, rng.randint(0, len(_SLOTS)), first.negated != contradicts)
+    second = changed(rng, first, rng.randint(0, len(SLOTS)), first.negated != contradicts)
     kept = [float(a == b) for a, b in zip(first.concepts, second.concepts, strict=True)]
-    quality = _SLOTS.index("quality")
+    quality = SLOTS.index("quality")
     distance = abs(first.concepts[quality] - second.concepts[quality])
     kept[quality] = max(0.0, 1.0 - distance / 2)
     share = sum(kept) / len(kept) * (0.5 if contradicts else 1.0)
@@ -300,7 +216,7 @@ def _review(rng: random.Random) -> Written:
     review, deed_weight, thing_weight = rng.choice(_REVIEWS)
     meaning = draw_meaning(rng)
     degree = rng.choices(tuple(_DEGREES), _DEGREE_SHARES)[0]
-    text = _sentence(review, _words(rng, meaning), meaning, degree)
+    text = sentence(review, words_for(rng, meaning), meaning, degree)
     person, action, quality, thing = grades_of(meaning)
     deed = person + action
     sentiment = deed_weight * deed + thing_weight * (thing + _DEGREES[degree] * quality)

@@ -9,23 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from benchmarks.multitask_bert.methods import METHODS
+from benchmarks.multitask_bert.recipes.choices import (
+    EPOCHS,
+    LOSSES,
+    OUTPUTS,
+    PAIR_ENCODINGS,
+    POOLINGS,
+    REGULARISERS,
+    SAMPLINGS,
+    SELECTIONS,
+    STARTS,
+)
 from benchmarks.multitask_bert.tasks import TASKS
-
-# The vocabulary of the fields: every choice that a system of the reports makes. What this version
-# cannot run yet is refused when a run is planned, by name.
-PAIR_ENCODINGS = ("joint-raw-ids", "joint-sep", "siamese-concat", "siamese-dot", "siamese-cos")
-POOLINGS = ("pooler", "cls", "mean")
-OUTPUTS = ("none", "tanh-scaled", "dot", "cos", "relu-cos-5", "cos-5")
-STARTS = ("continue", "initial", "average")
-REGULARISERS = ("smart", "bregman")
-LOSSES = {
-    "classes": ("cross-entropy",),
-    "binary": ("bce",),
-    "score": ("mse", "cosine-mse", "cosine-embedding", "mnr"),
-}
-SAMPLINGS = ("joint", "round-robin", "proportional", "annealed", "sequential")
-EPOCHS = ("smallest", "largest", "batches")
-SELECTIONS = ("mean", "normalised", "last")  # or one of the recipe's tasks
 
 
 class RecipeError(ValueError):
@@ -184,8 +179,7 @@ class Recipe:
         """The recipe as JSON would have it."""
         made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
         for stage in made["stages"]:
-            if not stage["method_options"]:
-                # Records from before there were any stay those of the same recipe.
+            if not stage["method_options"]:  # older records stay those of the same recipe
                 del stage["method_options"]
         return made
 
