@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import import_module
+from inspect import Parameter, signature
 from types import MappingProxyType
+from typing import Any
+
+# Of the options that every method of surgery has, those that a stage may set: the others are
+# fields of the stage, or follow from the run.
+_OF_SURGERY = ("every", "start_step", "granularity")
 
 
 @dataclass(frozen=True)
@@ -23,6 +30,32 @@ class Method:
     optimizer: str
     is_surgery: bool = False
     options: tuple[str, ...] = ()
+
+    def make(self, *args: Any, **options: Any) -> Any:
+        """Calls the class."""
+        return self._class(*args, **options)
+
+    def own_options(self) -> dict[str, Parameter]:
+        """Gives the options that a stage's ``method_options`` may name, with their defaults.
+
+        Example:
+            >>> {name: each.default for name, each in METHODS["cagrad"].own_options().items()}
+            {'c': 0.4, 'rescale': 0, 'every': 1, 'start_step': 0, 'granularity': 'model'}
+        """
+        own = {
+            name: each
+            for name, each in signature(self._class).parameters.items()
+            if each.kind is Parameter.KEYWORD_ONLY and name not in (*self.options, "monitor")
+        }
+        if self.is_surgery:
+            of_all = signature(import_module("gradsurgery").MultiTaskOptimizer).parameters
+            own |= {name: of_all[name] for name in _OF_SURGERY}
+        return own
+
+    @property
+    def _class(self) -> Any:
+        # Imported where it is used: reports read this table, and never import torch.
+        return getattr(import_module("gradsurgery"), self.optimizer)
 
 
 def _surgery(optimizer: str, title: str | None = None) -> Method:

@@ -104,3 +104,6 @@ TASKS: Mapping[str, Task] = MappingProxyType(
         )
     }
 )
+
+# What `--data` names beside folders, and the encoder that suits each.
+BUILT_IN_DATA: Mapping[str, str] = MappingProxyType({"synthetic": "tiny", "conflict": "narrow"})

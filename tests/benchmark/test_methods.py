@@ -28,6 +28,22 @@ def test_the_optimizer_of_a_row(name):
     assert optimizer.param_groups is base.param_groups
 
 
+def test_the_options_of_a_row_reach_its_class():
+    updates = []
+    for c in (0.7, 0.4):
+        stage = Stage(method="cagrad", method_options={"c": c, "every": 3}, reduction="sum")
+        weight = torch.nn.Parameter(torch.zeros(2))
+        optimizer = make_optimizer(stage, torch.optim.SGD([weight], lr=1), ("sst", "sts"), seed=3)
+        assert optimizer.every == 3
+        optimizer.backward([weight[0], 3 * weight[1] - weight[0]])
+        updates.append(weight.grad.tolist())
+        theirs = gradsurgery.CAGrad(torch.optim.SGD([weight], lr=1), c=c, scope="all")
+        theirs.zero_grad()
+        theirs.backward([weight[0], 3 * weight[1] - weight[0]])
+        assert weight.grad.tolist() == updates[-1]
+    assert updates[0] != updates[1]
+
+
 def test_the_rows_that_committed_records_name_are_there():
     named = {"none": "none", "loss-sum": "loss sum", "pcgrad": "PCGrad"}
     assert named.items() <= {name: method.title for name, method in METHODS.items()}.items()

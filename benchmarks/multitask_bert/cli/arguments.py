@@ -94,7 +94,8 @@ def make_parser() -> argparse.ArgumentParser:
         "--data",
         default="synthetic",
         metavar="DIR",
-        help="folder with the data files, or `synthetic` for the built-in corpus (default)",
+        help="folder with the data files, `synthetic` for the built-in corpus (default), or "
+        "`conflict` for three tasks that want opposite things of the same words",
     )
     run.add_argument(
         "--encoder",

@@ -15,15 +15,18 @@ import torch
 from benchmarks.multitask_bert.cli.arguments import FAILED, INTERRUPTED, one_line
 from benchmarks.multitask_bert.data import corpus as corpora
 from benchmarks.multitask_bert.model.encoders import make_encoder
-from benchmarks.multitask_bert.model.tiny import settings
+from benchmarks.multitask_bert.model.tiny import SIZES, settings
 from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, find_all
 from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.void import check_not_void, check_steps
 from benchmarks.multitask_bert.records.lock import alone_in
 from benchmarks.multitask_bert.records.record import Record, RecordError
 from benchmarks.multitask_bert.records.run import settings_of
+from benchmarks.multitask_bert.tasks import BUILT_IN_DATA
 from benchmarks.multitask_bert.training import loop
 from benchmarks.multitask_bert.training.plan import Plan, check_runnable
 from benchmarks.multitask_bert.training.processes import LostError, Processes, here, local_rank
+from benchmarks.multitask_bert.training.schedule import stage_steps
 from gradsurgery import __version__
 
 # What an earlier version did not write into config.json, because there was one choice only.
@@ -93,27 +96,30 @@ def _say(processes: Processes, text: str, *, is_error: bool = False) -> None:
 
 def _plans(options: argparse.Namespace, given: list[str], processes: Processes) -> list[Plan]:
     """Plans what the command asks for, all of it checked before anything is written."""
-    is_builtin = options.data == "synthetic"
-    encoder = options.encoder or ("tiny" if is_builtin else "bert-base-uncased")
-    if encoder == "tiny" and not is_builtin:
+    encoder = options.encoder or BUILT_IN_DATA.get(options.data, "bert-base-uncased")
+    is_small = encoder in SIZES
+    if is_small and options.data not in BUILT_IN_DATA:
         raise ValueError(
-            "--encoder: must be a BERT-format checkpoint with --data DIR, got tiny, which knows "
-            "the words of the built-in corpus alone"
+            f"--encoder: must be a BERT-format checkpoint with --data DIR, got {encoder}, which "
+            "knows the words of the built-in corpora alone"
         )
-    asked = [] if options.epochs is None else [f"epochs={options.epochs}"]
-    asked += options.set
-    found = find_all(options.recipes or SIDE_BY_SIDE)
-    recipes = [
-        override(recipe, [*(settings(recipe) if encoder == "tiny" else []), *asked])
-        for recipe in found
-    ]
-    for recipe, _ in recipes:
+    recipes = []
+    for found in find_all(options.recipes or SIDE_BY_SIDE):
+        asked = settings(found, SIZES[encoder].lr) if is_small else []
+        if options.epochs is not None and any(stage.epochs for stage in found.stages):
+            asked.append(f"epochs={options.epochs}")
+        recipe, deviations = override(found, [*asked, *options.set])
         check_runnable(recipe)
+        check_not_void(recipe, found)
+        recipes.append((recipe, deviations))
     device = _device(options.device, processes)
-    if threads := options.threads or (1 if encoder == "tiny" else None):
+    if threads := options.threads or (1 if is_small else None):
         torch.set_num_threads(threads)
     tasks = list(dict.fromkeys(task for recipe, _ in recipes for task in recipe.tasks))
     corpus = corpora.load_corpus(options.data, tasks)
+    sizes = {task: len(corpus.splits[task, "train"].examples) for task in tasks}
+    for recipe, _ in recipes:
+        check_steps(recipe, stage_steps(recipe, sizes, options.scale, options.max_steps))
     make_encoder(encoder, recipes[0][0])  # a checkpoint that cannot be used is refused here
     tokenized: dict[Any, Any] = {}
     plans = []

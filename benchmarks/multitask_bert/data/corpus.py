@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from benchmarks.multitask_bert.data.conflict import make_conflicts
 from benchmarks.multitask_bert.data.files import (
     Corpus,
     DataError,
@@ -15,7 +16,7 @@ from benchmarks.multitask_bert.data.files import (
     read_split,
 )
 from benchmarks.multitask_bert.data.synthetic import make_corpus
-from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tasks import BUILT_IN_DATA, TASKS
 
 # Rows of the smaller of the two published editions of the Quora split.
 _PUBLISHED_QUORA_ROWS = {"train": 141_498, "dev": 20_212}
@@ -27,7 +28,7 @@ def load_corpus(
     """Load some tasks of a source.
 
     Args:
-        source: "synthetic" for the built-in corpus, else a folder.
+        source: "synthetic" for the built-in corpus, "conflict" for that of conflicts, or a folder.
         tasks: names in ``TASKS``.
         splits: of "train", "dev" and "test".
 
@@ -40,10 +41,10 @@ def load_corpus(
     [(('sts', 'train'), 4000), (('sts', 'dev'), 400)]
     """
     keys = [(task, split) for task in tasks for split in splits]
-    if source == "synthetic":
+    if source in BUILT_IN_DATA:
         for task, split in keys:
             check_names(task, split)
-        corpus = make_corpus()
+        corpus = make_corpus() if source == "synthetic" else make_conflicts()
         return replace(corpus, splits={key: corpus.splits[key] for key in keys})
     if not Path(source).is_dir():
         raise DataError(f"{source}: must be a folder with the data files, found none; check it")
@@ -54,7 +55,7 @@ def load_corpus(
 def absent_file(source: str, task: str, split: str) -> Path | None:
     """Return the file that a source lacks for one task's split, or None where it has it."""
     path = Path(source) / TASKS[task].files[split]
-    return None if source == "synthetic" or os.path.lexists(path) else path
+    return None if source in BUILT_IN_DATA or os.path.lexists(path) else path
 
 
 def _notice(source: str, splits: Mapping[tuple[str, str], Split]) -> str:

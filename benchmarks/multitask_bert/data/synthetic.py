@@ -11,12 +11,24 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from itertools import chain
 from string import Formatter
 from types import MappingProxyType
 
 from benchmarks.multitask_bert.data.files import Corpus, Example, Split
+from benchmarks.multitask_bert.data.grammar import (
+    CONCEPTS,
+    NEGATION,
+    QUESTIONS,
+    SLOTS,
+    STATEMENTS,
+    changed,
+    draw_meaning,
+    grades_of,
+    sentence,
+    words_for,
+    write_pair,
+)
 
 _SIZES = {  # train, dev, test
     "sst": (5000, 400, 100),
@@ -37,44 +49,6 @@ _NOTICE = (
     " Quora and STS, and no number measured on them compares with a published one"
 )
 
-# Slot -> its concepts, from the worst to the best -> the words for each. Actions are participles,
-# which fit active and passive.
-_CONCEPTS: Mapping[str, tuple[tuple[str, ...], ...]] = {
-    "person": (
-        ("amateur", "fool", "fraud", "liar"),
-        ("assistant", "clerk", "employee", "worker"),
-        ("champion", "expert", "genius", "master"),
-    ),
-    "action": (
-        ("attacked", "condemned", "mocked", "ridiculed"),
-        ("depicted", "described", "mentioned", "portrayed"),
-        ("admired", "applauded", "celebrated", "praised"),
-    ),
-    "quality": (
-        ("awful", "dreadful", "horrible", "terrible"),
-        ("boring", "dull", "poor", "weak"),
-        ("average", "common", "ordinary", "typical"),
-        ("decent", "fine", "good", "pleasant"),
-        ("brilliant", "excellent", "outstanding", "superb"),
-    ),
-    "thing": (
-        ("disaster", "failure", "flop", "mess"),
-        ("drama", "film", "movie", "picture"),
-        ("gem", "masterpiece", "treasure", "triumph"),
-    ),
-}
-_SLOTS = tuple(_CONCEPTS)
-_NUM_CONCEPTS = tuple(len(concepts) for concepts in _CONCEPTS.values())
-_NEGATION = "not"
-
-_QUESTIONS = (
-    "has the {person} {negation} {action} the {quality} {thing} ?",
-    "was the {quality} {thing} {negation} {action} by the {person} ?",
-)
-_STATEMENTS = (
-    "the {person} has {negation} {action} the {quality} {thing} .",
-    "the {quality} {thing} was {negation} {action} by the {person} .",
-)
 # Reviews, and what the deed and the thing weigh in them: of two clauses that stand against each
 # other, the main one weighs more.
 _REVIEWS = (
@@ -116,21 +90,41 @@ def make_corpus(seed: int = 0, sizes: Mapping[tuple[str, str], int] = SIZES) -> 
     >>> [example.id for example in corpus.splits["sts", "dev"].examples]
     ['sts-dev-0', 'sts-dev-1']
     """
+    return write_corpus("synthetic", _NOTICE, WRITERS, seed, sizes)
+
+
+def write_corpus(
+    name: str,
+    notice: str,
+    writers: Mapping[str, Callable[[random.Random], Written]],
+    seed: int,
+    sizes: Mapping[tuple[str, str], int],
+) -> Corpus:
+    """Write a corpus of the grammar's sentences.
+
+    Args:
+        name, notice: of the corpus.
+        writers: draws an example of each task.
+        seed, sizes: as in :func:`make_corpus`.
+
+    Raises:
+        ValueError: as :func:`make_corpus`.
+    """
     for task, split in sizes:
         if (task, split) not in SIZES:
             raise ValueError(
                 f"sizes must have keys such as ('sst', 'dev'), found {(task, split)!r};"
-                f" the tasks are {', '.join(_WRITERS)}, the splits train, dev and test"
+                f" the tasks are {', '.join(writers)}, the splits train, dev and test"
             )
     splits = {}
-    for task, write in _WRITERS.items():
+    for task, write in writers.items():
         rng = random.Random(f"{seed} {task}")
         seen: set[tuple[str, ...]] = set()
-        for name in ("dev", "test", "train"):
-            if (task, name) in sizes:
-                drawn = _draw(rng, write, sizes[task, name], seen)
-                splits[task, name] = _split(task, name, drawn)
-    return Corpus("synthetic", _NOTICE, splits)
+        for split in ("dev", "test", "train"):
+            if (task, split) in sizes:
+                drawn = _draw(rng, write, sizes[task, split], seen)
+                splits[task, split] = _split(task, split, drawn, name)
+    return Corpus(name, notice, splits)
 
 
 def vocabulary() -> list[str]:
@@ -139,24 +133,24 @@ def vocabulary() -> list[str]:
     >>> {"film", "superb", "?"} <= set(vocabulary())
     True
     """
-    templates = (*_QUESTIONS, *_STATEMENTS, *(review for review, *_ in _REVIEWS))
+    templates = (*QUESTIONS, *STATEMENTS, *(review for review, *_ in _REVIEWS))
     literals = " ".join(text for template in templates for text, *_ in Formatter().parse(template))
-    concepts = chain.from_iterable(_CONCEPTS.values())
-    words = {*literals.split(), *chain.from_iterable(concepts), *_DEGREES, _NEGATION}
+    concepts = chain.from_iterable(CONCEPTS.values())
+    words = {*literals.split(), *chain.from_iterable(concepts), *_DEGREES, NEGATION}
     return sorted(words - {""})
 
 
-_Written = tuple[tuple[str, ...], float]  # texts and label
+Written = tuple[tuple[str, ...], float]  # texts and label
 
 
 def _draw(
     rng: random.Random,
-    write: Callable[[random.Random], _Written],
+    write: Callable[[random.Random], Written],
     num_examples: int,
     seen: set[tuple[str, ...]],
-) -> list[_Written]:
+) -> list[Written]:
     """Examples whose texts are not in ``seen`` yet; they are added to it."""
-    drawn: list[_Written] = []
+    drawn: list[Written] = []
     for _ in range(10 * num_examples):
         if len(drawn) == num_examples:
             break
@@ -173,95 +167,46 @@ def _draw(
     return drawn
 
 
-def _split(task: str, name: str, drawn: list[_Written]) -> Split:
+def _split(task: str, name: str, drawn: list[Written], source: str) -> Split:
     examples = tuple(
         Example(f"{task}-{name}-{number}", texts, None if name == "test" else label)
         for number, (texts, label) in enumerate(drawn)
     )
-    return Split(task, name, examples, num_skipped=0, source="synthetic")
+    return Split(task, name, examples, num_skipped=0, source=source)
 
 
-@dataclass(frozen=True)
-class _Meaning:
-    """The meaning of a sentence: a concept for each slot, affirmed or negated."""
-
-    concepts: tuple[int, ...]
-    negated: bool
-
-
-def _meaning(rng: random.Random) -> _Meaning:
-    concepts = tuple(rng.randrange(number) for number in _NUM_CONCEPTS)
-    return _Meaning(concepts, negated=rng.random() < 0.2)
-
-
-def _changed(rng: random.Random, meaning: _Meaning, num_slots: int, negated: bool) -> _Meaning:
-    """Copies a meaning and gives ``num_slots`` of its slots another concept each."""
-    concepts = list(meaning.concepts)
-    for slot in rng.sample(range(len(_SLOTS)), num_slots):
-        step = rng.randrange(1, _NUM_CONCEPTS[slot])
-        concepts[slot] = (concepts[slot] + step) % _NUM_CONCEPTS[slot]
-    return _Meaning(tuple(concepts), negated)
-
-
-def _words(rng: random.Random, meaning: _Meaning) -> list[str]:
-    """A word for each slot."""
-    pairs = zip(_CONCEPTS.values(), meaning.concepts, strict=True)
-    return [rng.choice(concepts[concept]) for concepts, concept in pairs]
-
-
-def _sentence(template: str, words: list[str], meaning: _Meaning, degree: str = "") -> str:
-    negation = _NEGATION if meaning.negated else ""
-    fields = dict(zip(_SLOTS, words, strict=True))
-    # A field that is empty leaves two spaces.
-    return " ".join(template.format(negation=negation, degree=degree, **fields).split())
-
-
-def _pair(
-    rng: random.Random, templates: tuple[str, ...], first: _Meaning, second: _Meaning
-) -> tuple[str, str]:
-    """Two meanings in words; of the concepts that they share, half keep their word."""
-    words, others = _words(rng, first), _words(rng, second)
-    for slot in range(len(_SLOTS)):
-        if first.concepts[slot] == second.concepts[slot] and rng.random() < 0.5:
-            others[slot] = words[slot]
-    return (
-        _sentence(rng.choice(templates), words, first),
-        _sentence(rng.choice(templates), others, second),
-    )
-
-
-def _paraphrase(rng: random.Random) -> _Written:
+def _paraphrase(rng: random.Random) -> Written:
     """Two questions, and 1 where they ask the same; one label in 25 is wrong."""
-    first = second = _meaning(rng)
+    first = second = draw_meaning(rng)
     same = rng.random() < 0.4
     if not same and rng.random() < 0.25:
-        second = _changed(rng, first, 0, not first.negated)
+        second = changed(rng, first, 0, not first.negated)
     elif not same:
         num_slots = rng.choices((1, 2, 3, 4), (0.2, 0.3, 0.3, 0.2))[0]
-        second = _changed(rng, first, num_slots, first.negated)
+        second = changed(rng, first, num_slots, first.negated)
     is_wrong = rng.random() < 0.04
-    return _pair(rng, _QUESTIONS, first, second), float(same != is_wrong)
+    return write_pair(rng, QUESTIONS, first, second), float(same != is_wrong)
 
 
-def _similarity(rng: random.Random) -> _Written:
+def _similarity(rng: random.Random) -> Written:
     """Two statements, and five times the share of the meaning that they have in common.
 
     A quality counts half beside a neighbouring one, and a contradiction halves the share. The
     noise has a standard deviation of 0.4.
     """
-    first = _meaning(rng)
+    first = draw_meaning(rng)
     contradicts = rng.random() < 0.1
-    second = _changed(rng, first, rng.randint(0, len(_SLOTS)), first.negated != contradicts)
+    second = changed(rng, first, rng.randint(0, len(SLOTS)), first.negated != contradicts)
     kept = [float(a == b) for a, b in zip(first.concepts, second.concepts, strict=True)]
-    quality = _SLOTS.index("quality")
+    quality = SLOTS.index("quality")
     distance = abs(first.concepts[quality] - second.concepts[quality])
     kept[quality] = max(0.0, 1.0 - distance / 2)
     share = sum(kept) / len(kept) * (0.5 if contradicts else 1.0)
     score = min(max(5.0 * share + rng.gauss(0.0, 0.4), 0.0), 5.0)
-    return _pair(rng, _STATEMENTS, first, second), round(score * 5) / 5
+    return write_pair(rng, STATEMENTS, first, second), round(score * 5) / 5
 
 
-def _review(rng: random.Random) -> _Written:
+def _review(rng: random.Random) -> Written:
     """A review, and the class 0 to 4 of its sentiment, whose noise has a deviation of 0.4.
 
     sentiment = weight_deed (person ± action) + weight_thing (thing + degree · quality)
@@ -269,20 +214,17 @@ def _review(rng: random.Random) -> _Written:
     with the grades of the concepts around 0, the middle one.
     """
     review, deed_weight, thing_weight = rng.choice(_REVIEWS)
-    meaning = _meaning(rng)
+    meaning = draw_meaning(rng)
     degree = rng.choices(tuple(_DEGREES), _DEGREE_SHARES)[0]
-    text = _sentence(review, _words(rng, meaning), meaning, degree)
-    person, action, quality, thing = (
-        concept - number // 2
-        for concept, number in zip(meaning.concepts, _NUM_CONCEPTS, strict=True)
-    )
-    deed = person + action * (-1.0 if meaning.negated else 1.0)
+    text = sentence(review, words_for(rng, meaning), meaning, degree)
+    person, action, quality, thing = grades_of(meaning)
+    deed = person + action
     sentiment = deed_weight * deed + thing_weight * (thing + _DEGREES[degree] * quality)
     sentiment += rng.gauss(0.0, 0.4)
     return (text,), float(sum(sentiment > bound for bound in _CLASS_BOUNDS))
 
 
-def _verdict(rng: random.Random) -> _Written:
+def _verdict(rng: random.Random) -> Written:
     """A review that is not neutral, and whether it praises."""
     texts, label = _review(rng)
     while label == 2:
@@ -290,7 +232,7 @@ def _verdict(rng: random.Random) -> _Written:
     return texts, float(label > 2)
 
 
-_WRITERS: Mapping[str, Callable[[random.Random], _Written]] = {
+WRITERS: Mapping[str, Callable[[random.Random], Written]] = {
     "sst": _review,
     "quora": _paraphrase,
     "sts": _similarity,

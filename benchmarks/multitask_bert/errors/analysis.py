@@ -49,6 +49,7 @@ from benchmarks.multitask_bert.significance import (
     Verdict,
     judge,
 )
+from benchmarks.multitask_bert.tasks import BUILT_IN_DATA
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -136,7 +137,7 @@ def _analyze(run: Run, data: str | None, out: Path, long_pair: int, num_worst: i
         else:
             findings += _task_blocks(each, source, out, long_pair, num_worst)
     notice = str(run.config.get("data_notice") or source).rstrip(".") + "."
-    if source == "synthetic":
+    if source in BUILT_IN_DATA:
         warning = strong("SYNTHETIC DATA, NOT SST, QUORA AND STS.")
         first = Paragraph((warning, f" {notice[:1].upper()}{notice[1:]}"))
     else:
@@ -175,7 +176,7 @@ def _task_blocks(
         draw, shown = partial(draw_scores, pairs), "signed errors of groups"
     title = f"{outcomes.task.title}: errors on the dev split"
     path = _plot_path(out, outcomes)
-    save(draw, path, f"{title} ({'SYNTHETIC data' if source == 'synthetic' else source})")
+    save(draw, path, f"{title} ({'SYNTHETIC data' if source in BUILT_IN_DATA else source})")
     yield Figure(title, path.relative_to(out), f"{title}: {shown}; the numbers are in the tables.")
     for part in parts:
         yield from part

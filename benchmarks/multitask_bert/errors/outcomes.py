@@ -20,7 +20,7 @@ from benchmarks.multitask_bert.data.corpus import load_corpus
 from benchmarks.multitask_bert.data.files import Corpus, Example, Split
 from benchmarks.multitask_bert.errors.features import Background, name_words, stem, words
 from benchmarks.multitask_bert.records.rows import Run
-from benchmarks.multitask_bert.tasks import TASKS, Task
+from benchmarks.multitask_bert.tasks import BUILT_IN_DATA, TASKS, Task
 
 COLUMNS = ("id", "prediction", "label")
 # The record rounds a label to six digits.
@@ -124,7 +124,7 @@ def read_outcomes(run: Run, data: str | None = None) -> list[Outcomes]:
 
 def _load_corpus(run: Run, data: str | None, tasks: list[str]) -> Corpus:
     source = data or str(run.config.get("data"))
-    if data is None and source != "synthetic" and not Path(source).is_dir():
+    if data is None and source not in BUILT_IN_DATA and not Path(source).is_dir():
         raise ValueError(
             f"{run.folder / 'config.json'}: data must be a folder that is there, found {source}; "
             "say with --data where it is now"

@@ -1,8 +1,10 @@
-"""The tiny encoder and tokenizer for the built-in corpus, and the settings that suit them."""
+"""Small encoders and a tokenizer for the built-in corpora, and the settings that suit them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
 
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
@@ -14,17 +16,18 @@ from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
 from benchmarks.multitask_bert.recipes.recipe import Recipe
 
 
-def settings(recipe: Recipe) -> list[str]:
+def settings(recipe: Recipe, lr: float = 2e-3) -> list[str]:
     """Returns what suits a random encoder of this size better than the recipe's fine-tuning does.
 
     Larger steps, no dropout inside, a pooling that does not rest on a pretrained [CLS], and pairs
     in one sequence, whose words a small network then aligns by position.
     """
+    epochs = ["epochs=8"] if any(stage.epochs for stage in recipe.stages) else []
     joint = [task for task, pair in recipe.pairs.items() if pair == "joint-raw-ids"]
     return [
-        "lr=2e-3",
+        f"lr={lr:g}",
         "batch_size=32",
-        "epochs=8",
+        *epochs,
         "encoder_dropout=0.0",
         "head_dropout=0.1",
         "pooling=mean",
@@ -32,15 +35,30 @@ def settings(recipe: Recipe) -> list[str]:
     ]
 
 
-def tiny_encoder(recipe: Recipe) -> tuple[MinBert, Tokenizer]:
-    """A random encoder of 2 layers and width 64, with the built-in corpus' vocabulary."""
+@dataclass(frozen=True)
+class Size:
+    """How large a random encoder is, and the learning rate that suits it."""
+
+    width: int
+    num_layers: int
+    num_heads: int
+    lr: float
+
+
+TINY = Size(width=64, num_layers=2, num_heads=4, lr=2e-3)
+NARROW = Size(width=4, num_layers=1, num_heads=2, lr=5e-3)
+SIZES: Mapping[str, Size] = MappingProxyType({"tiny": TINY, "narrow": NARROW})
+
+
+def tiny_encoder(recipe: Recipe, size: Size = TINY) -> tuple[MinBert, Tokenizer]:
+    """A random encoder with the vocabulary of the built-in corpora."""
     tokenizer = word_tokenizer(vocabulary())
     config = EncoderConfig(
         vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=64,
-        num_layers=2,
-        num_heads=4,
-        intermediate_size=128,
+        hidden_size=size.width,
+        num_layers=size.num_layers,
+        num_heads=size.num_heads,
+        intermediate_size=2 * size.width,
         max_positions=64,
         hidden_dropout=recipe.encoder_dropout,
         attention_dropout=recipe.encoder_dropout,

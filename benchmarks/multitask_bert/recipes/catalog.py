@@ -1,4 +1,4 @@
-"""The systems of the five reports, each as a recipe, and the controls that they lack."""
+"""The systems of the five reports, the controls that they lack, and one model with every method."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from benchmarks.multitask_bert.recipes import (
     chada_jolly,
     controls,
     jiang_yu,
+    methods,
     smet_walker,
     xu,
 )
@@ -27,7 +28,8 @@ def all_recipes() -> dict[str, Recipe]:
     systems = {
         recipe.id: recipe for recipe in chain.from_iterable(each.recipes() for each in reports)
     }
-    return {**systems, **{recipe.id: recipe for recipe in controls.recipes(systems)}}
+    further = (*controls.recipes(systems), *methods.recipes())
+    return {**systems, **{recipe.id: recipe for recipe in further}}
 
 
 def find_all(patterns: Iterable[str]) -> list[Recipe]:

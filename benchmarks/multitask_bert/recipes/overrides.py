@@ -7,7 +7,10 @@ import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, is_number
+
+OPTIONS = "method_options"
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]]:
@@ -16,6 +19,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
     A field is named by its path (``pooling``, ``pairs.sts``, ``stages.0.lr``). A field that stages
     alone have (``lr``, ``batch_size``, ``epochs``, ...) is set in each of them, and one value for a
     whole mapping goes to every entry. ``FIELD*=NUMBER`` multiplies a number that is there.
+    ``method_options.NAME`` is an option of the method, in each stage whose method has it, whichever
+    setting comes first.
 
     Raises:
         RecipeError: no such field, or a value that it cannot have.
@@ -28,7 +33,8 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
     """
     original, fields = recipe.to_dict(), recipe.to_dict()
     paths: dict[str, None] = {}
-    for setting in settings:
+    of_methods: dict[str, str] = {}
+    for setting in sorted(settings, key=_names_an_option):  # the method first, then its options
         path, equals, text = setting.partition("=")
         if not equals:
             raise RecipeError(f"--set {setting}: must be FIELD=VALUE, found no '='")
@@ -37,6 +43,10 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
         keys = path.split(".")
         if keys[0] in ("id", "description", "assumed", "tasks"):
             raise RecipeError(f"--set {path}: names the recipe and cannot be set")
+        if _names_an_option(setting):
+            stages = zip(original["stages"], fields["stages"], strict=True)
+            of_methods[path] = _set_option(list(stages), keys, value, setting, multiply=factor)
+            continue
         for place in _places(fields, keys[0]):
             _set(place, keys, value, setting, multiply=factor)
         paths[path] = None
@@ -51,7 +61,59 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
         )
         if before != after:
             deviations.append(f"{path} set to {after} (recipe: {before})")
+    deviations += [f"{path} {change}" for path, change in of_methods.items() if change]
     return Recipe.from_dict(fields), deviations
+
+
+def _names_an_option(setting: str) -> bool:
+    keys = setting.partition("=")[0].split(".")
+    return OPTIONS in (keys[0], *keys[2:3])
+
+
+def _set_option(
+    stages: Sequence[tuple[dict[str, Any], dict[str, Any]]],  # as the recipe has it, and by now
+    keys: Sequence[str],
+    value: Any,
+    setting: str,
+    *,
+    multiply: bool,
+) -> str:
+    """Sets an option of the stages' methods; returns the change in words, if it is one."""
+    if keys[0] != OPTIONS:
+        known = {f"{number}": stage for number, stage in enumerate(stages)}
+        if keys[0] != "stages" or keys[1] not in known:
+            raise RecipeError(f"--set {setting}: no field {'.'.join(keys[:2])}")
+        stages, keys = [known[keys[1]]], keys[2:]
+    if len(keys) < 2:
+        raise RecipeError(f"--set {setting}: name the option, such as {OPTIONS}.every")
+    name = keys[1]
+    before: dict[str, None] = {}
+    after: dict[str, None] = {}
+    options = {
+        stage["method"]: METHODS[stage["method"]].own_options()
+        for _, stage in stages
+        if stage["method"] in METHODS  # which is checked once all is set
+    }
+    for original, stage in stages:
+        own = options.get(stage["method"], {})
+        if name not in own:
+            continue
+        defaults = {each: parameter.default for each, parameter in own.items()}
+        given = {**defaults, **stage.get(OPTIONS, {})}
+        if value is None and "None" in str(own[name].annotation):
+            given[name] = None
+        else:
+            _set(given, keys[1:], value, setting, multiply=multiply)
+        stage[OPTIONS] = {each: v for each, v in given.items() if v != defaults.get(each)}
+        before[in_words({**defaults, **original.get(OPTIONS, {})}[name])] = None
+        after[in_words(given[name])] = None
+    if not after:
+        known_names = dict.fromkeys(each for own in options.values() for each in own)
+        close = difflib.get_close_matches(name, known_names, n=1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        there = "; ".join(f"{each} has {', '.join(own) or 'none'}" for each, own in options.items())
+        raise RecipeError(f"--set {setting}: no option {name}; {hint}{there}")
+    return "" if after == before else f"set to {', '.join(after)} (recipe: {', '.join(before)})"
 
 
 def _places(fields: dict[str, Any], key: str) -> list[Any]:

@@ -9,23 +9,18 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from benchmarks.multitask_bert.methods import METHODS
+from benchmarks.multitask_bert.recipes.choices import (
+    EPOCHS,
+    LOSSES,
+    OUTPUTS,
+    PAIR_ENCODINGS,
+    POOLINGS,
+    REGULARISERS,
+    SAMPLINGS,
+    SELECTIONS,
+    STARTS,
+)
 from benchmarks.multitask_bert.tasks import TASKS
-
-# The vocabulary of the fields: every choice that a system of the reports makes. What this version
-# cannot run yet is refused when a run is planned, by name.
-PAIR_ENCODINGS = ("joint-raw-ids", "joint-sep", "siamese-concat", "siamese-dot", "siamese-cos")
-POOLINGS = ("pooler", "cls", "mean")
-OUTPUTS = ("none", "tanh-scaled", "dot", "cos", "relu-cos-5", "cos-5")
-STARTS = ("continue", "initial", "average")
-REGULARISERS = ("smart", "bregman")
-LOSSES = {
-    "classes": ("cross-entropy",),
-    "binary": ("bce",),
-    "score": ("mse", "cosine-mse", "cosine-embedding", "mnr"),
-}
-SAMPLINGS = ("joint", "round-robin", "proportional", "annealed", "sequential")
-EPOCHS = ("smallest", "largest", "batches")
-SELECTIONS = ("mean", "normalised", "last")  # or one of the recipe's tasks
 
 
 class RecipeError(ValueError):
@@ -91,11 +86,12 @@ class Stage:
         start: ``continue`` from the stage before, from the ``initial`` encoder, or from the
             ``average`` of the encoders that the ``initial`` stages before it ended with; the heads
             go on in any case.
-        reduction, scope: of PCGrad.
+        reduction, scope: of every method of surgery.
         weighting: what counts the same in the sum of the losses, each ``task`` or each ``sample``,
             of which a larger batch has more.
         monitored: whether a sum of the losses keeps the tasks' gradients apart to log their
             conflicts, and any method logs them layer by layer; it costs time and changes no update.
+        method_options: of the method's class, where they differ from its defaults.
     """
 
     epochs: int = 10
@@ -112,6 +108,7 @@ class Stage:
     scope: Literal["shared", "all"] = "all"
     weighting: Literal["task", "sample"] = "task"
     monitored: bool = True
+    method_options: Mapping[str, Any] = field(default_factory=dict)
 
     def loss_weights(self, tasks: Sequence[str]) -> dict[str, float]:
         """Returns what each task's mean loss is multiplied by; 1 on average.
@@ -181,6 +178,9 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON would have it."""
         made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
+        for stage in made["stages"]:
+            if not stage["method_options"]:  # older records stay those of the same recipe
+                del stage["method_options"]
         return made
 
     @staticmethod
@@ -276,6 +276,8 @@ def _check(recipe: Recipe) -> None:
         check_choice(f"{where}.scope", stage.scope, ("shared", "all"))
         check_choice(f"{where}.weighting", stage.weighting, ("task", "sample"))
         check(isinstance(stage.monitored, bool), f"{where}.monitored", "a bool", stage.monitored)
+        options = stage.method_options
+        check(isinstance(options, Mapping), f"{where}.method_options", "options by name", options)
         check(stage.epochs >= 0, f"{where}.epochs", "at least 0", stage.epochs)
         check(stage.lr > 0, f"{where}.lr", "above 0", stage.lr)
         counted = stage.sampling.epoch == "batches"

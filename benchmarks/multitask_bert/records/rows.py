@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
@@ -11,10 +11,12 @@ from pathlib import Path
 
 from benchmarks.multitask_bert import metrics
 from benchmarks.multitask_bert.methods import METHODS
+from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError
+from benchmarks.multitask_bert.recipes.void import void_stages
 from benchmarks.multitask_bert.records.run import Json, read_run, run_folders
 from benchmarks.multitask_bert.records.run import Run as Run
 from benchmarks.multitask_bert.records.series import number
-from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tasks import BUILT_IN_DATA, TASKS
 
 METRIC_TITLES = {"accuracy": "accuracy", "pearson": "Pearson r"}
 OVERALL = {"mean": metrics.overall_mean, "normalised": metrics.overall_normalised}
@@ -34,21 +36,31 @@ class Row:
     def recipe_id(self) -> str:
         return str(self.runs[0].recipe["id"])
 
+    @cached_property
+    def stage_methods(self) -> Mapping[tuple[str, str], None]:
+        """The name of each stage's method and why it does nothing, if so; each once, in order."""
+        return dict.fromkeys(_stage_methods(self.runs[0]))
+
     @property
     def methods(self) -> list[str]:
-        """The names of the stages' methods, each once."""
-        return list(dict.fromkeys(_values_of(self.runs[0].recipe, "method")))
+        """The names of the methods that do something, each once."""
+        return list(dict.fromkeys(name for name, void in self.stage_methods if not void))
 
     @property
     def method(self) -> str:
-        """Their titles in the order of the stages."""
-        titles = [METHODS[name].title if name in METHODS else name for name in self.methods]
+        """Their titles in the order of the stages, with those that do nothing, and why."""
+        titles = [
+            _title(name) + (f" (void: {void})" if void else "") for name, void in self.stage_methods
+        ]
         return " → ".join(titles) or "?"
 
     @property
     def label(self) -> str:
+        titles = dict.fromkeys(
+            _title(name) + " (void)" * bool(void) for name, void in self.stage_methods
+        )
         unfinished = "" if self.runs[0].end else ", unfinished"
-        return f"{self.name} ({self.method}{unfinished})"
+        return f"{self.name} ({' → '.join(titles) or '?'}{unfinished})"
 
     def values(self, key: str) -> list[float]:
         """Give one number a run: a task's metric, or an overall score."""
@@ -67,7 +79,7 @@ class Section:
 
     @property
     def is_synthetic(self) -> bool:
-        return self.data == "synthetic"
+        return self.data in BUILT_IN_DATA
 
     @property
     def runs(self) -> list[Run]:
@@ -175,6 +187,25 @@ def _rows(runs: Iterable[Run]) -> tuple[Row, ...]:
         uncounted = [run for run in group if run not in counted]
         rows.append(Row(name, tuple(counted), tuple(uncounted), index))
     return tuple(rows)
+
+
+def _stage_methods(run: Run) -> Iterator[tuple[str, str]]:
+    """Gives the methods of a run's stages, in order, with the reasons why they do nothing."""
+    try:
+        recipe = Recipe.from_dict(run.recipe)
+    except RecipeError:  # of another version
+        yield from ((name, "") for name in _values_of(run.recipe, "method"))
+        return
+    events = [*run.by_step("train").values(), *run.by_step("dev").values()]
+    last = max((int(event.get("stage") or 0) for event in events), default=0)
+    void = void_stages(recipe)
+    for index, stage in enumerate(recipe.stages):
+        is_missed = run.end and index > last and METHODS[stage.method].is_surgery
+        yield stage.method, void.get(index, "the run ended before it" if is_missed else "")
+
+
+def _title(method: str) -> str:
+    return METHODS[method].title if method in METHODS else method
 
 
 def metric_title(column: str) -> str:

@@ -14,7 +14,7 @@ from benchmarks.multitask_bert.report.published import (
     is_other_training,
     published_sizes,
 )
-from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.tasks import BUILT_IN_DATA, TASKS
 
 BERT_BASE = "bert-base-uncased"
 KINDS: Mapping[str, str] = {
@@ -78,7 +78,7 @@ def _settings(section: Section, run: Run) -> Iterator[str]:
     tasks = [task for task in TASKS if task in (run.recipe.get("tasks") or section.tasks)]
     if section.is_synthetic:
         names = ", ".join(TASKS[task].title for task in tasks)
-        yield f"data: the built-in synthetic corpus in place of {names}"
+        yield f"data: the built-in {section.data} corpus in place of {names}"
     else:
         sizes = run.sizes
         for task in tasks:
@@ -92,7 +92,7 @@ def _settings(section: Section, run: Run) -> Iterator[str]:
                     yield f"{TASKS[task].title} {split} split: {found} examples, not {published}"
     encoder = str(run.config.get("encoder", "unknown"))
     if BERT_BASE not in encoder:
-        own = " (small, trained from scratch)" if encoder == "tiny" else ""
+        own = " (small, trained from scratch)" if encoder in BUILT_IN_DATA.values() else ""
         yield f"encoder: {encoder}{own} in place of BERT base ({BERT_BASE})"
     scale, steps = run.config.get("scale", 1.0), run.config.get("max_steps")
     if scale != 1:

@@ -23,7 +23,8 @@ class Group:
     @property
     def title(self) -> str:
         if self.report is None:
-            return "Recipes of no report"
+            are_methods = all(row.recipe_id.startswith("method/") for row in self.rows)
+            return "One model, every method" if are_methods else "Recipes of no report"
         part = f": {self.table.title}" if self.table and self.table.title else ""
         return f"{self.report.name}{part}"
 

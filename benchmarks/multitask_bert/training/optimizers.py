@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,5 +44,7 @@ def make_optimizer(
     else:
         several = len(tasks) > 1 and stage.sampling.name == "joint"
         options["monitor"] = stage.monitored and several
-    make: type[MultiTaskOptimizer] = getattr(import_module("gradsurgery"), method.optimizer)
-    return make(base, tasks=tasks, process_group=process_group, **options)
+    optimizer: MultiTaskOptimizer = method.make(
+        base, tasks=tasks, process_group=process_group, **options, **stage.method_options
+    )
+    return optimizer

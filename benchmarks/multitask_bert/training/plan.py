@@ -13,12 +13,14 @@ from tokenizers import Tokenizer
 
 from benchmarks.multitask_bert.batches.tokenized import SINGLE, TokenizedSplit
 from benchmarks.multitask_bert.data.files import Corpus
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.model.encoder import MinBert
 from benchmarks.multitask_bert.model.losses import PAIR_LOSSES
 from benchmarks.multitask_bert.model.multitask import make_heads
 from benchmarks.multitask_bert.model.regularisers import PROXIMITY, SMOOTHNESS
-from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError
+from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, Stage
 from benchmarks.multitask_bert.tasks import TASKS
+from benchmarks.multitask_bert.training.optimizers import make_optimizer
 from benchmarks.multitask_bert.training.processes import ALONE, Processes
 
 OPTIONS = {"smart": SMOOTHNESS, "bregman": PROXIMITY}
@@ -73,8 +75,8 @@ def check_runnable(recipe: Recipe) -> None:
     """Refuses what cannot be run, before anything is read or written.
 
     Raises:
-        RecipeError: an option of a regulariser that it does not have, or a loss or head that cannot
-            follow its pair encoding.
+        RecipeError: an option that a regulariser or method does not have, or a loss or head that
+            cannot follow its pair encoding.
     """
     for regulariser in recipe.regularisers:
         known = OPTIONS[regulariser.name]
@@ -94,9 +96,29 @@ def check_runnable(recipe: Recipe) -> None:
     with torch.device("meta"):
         heads = make_heads(recipe, width=8)
     for number, stage in enumerate(recipe.stages):
+        _check_options(recipe, number, stage)
         for task in stage.tasks or recipe.tasks:
             if stage.trainable == "heads" and not any(True for _ in heads[task].parameters()):
                 raise RecipeError(
                     f"recipe {recipe.id}: stages.{number}.tasks must have heads to train, found "
                     f"{task}, whose head has no parameters; leave it out of the stage"
                 )
+
+
+def _check_options(recipe: Recipe, number: int, stage: Stage) -> None:
+    """Refuses options that the stage's method does not have, or not with these values."""
+    where = f"recipe {recipe.id}: stages.{number}.method_options"
+    known = METHODS[stage.method].own_options()
+    for option in stage.method_options:
+        if option not in known:
+            raise RecipeError(
+                f"{where} must have options of {stage.method} ({', '.join(known) or 'none'}), got "
+                f"{option!r}"
+            )
+    if stage.method_options:
+        parameter, tasks = torch.nn.Parameter(torch.ones(1)), stage.tasks or recipe.tasks
+        try:
+            optimizer = make_optimizer(stage, torch.optim.SGD([parameter]), tasks, seed=0)
+            optimizer.backward(dict.fromkeys(tasks, parameter.sum()))
+        except (TypeError, ValueError) as error:
+            raise RecipeError(f"{where}.{error}") from error

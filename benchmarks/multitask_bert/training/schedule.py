@@ -44,20 +44,28 @@ def steps_per_epoch(stage: Stage, lengths: Sequence[int], scale: float = 1.0) ->
 def total_steps(
     recipe: Recipe, sizes: Mapping[str, int], scale: float, max_steps: int | None
 ) -> int:
-    """Optimizer steps of a run.
+    """Optimizer steps of a run, as :func:`stage_steps` counts them."""
+    return sum(stage_steps(recipe, sizes, scale, max_steps))
+
+
+def stage_steps(
+    recipe: Recipe, sizes: Mapping[str, int], scale: float, max_steps: int | None
+) -> list[int]:
+    """Optimizer steps of each stage.
 
     Args:
         recipe: whose stages these are.
         sizes: numbers of examples that the tasks have.
         scale: as in :func:`steps_per_epoch`.
-        max_steps: at most so many.
+        max_steps: at most so many in all.
     """
-    total = 0
+    found: list[int] = []
     for stage in recipe.stages:
         tasks = stage.tasks or recipe.tasks
         lengths = [-(-sizes[task] // stage.batch_size[task]) for task in tasks]
-        total += stage.epochs * steps_per_epoch(stage, lengths, scale)
-    return total if max_steps is None else min(total, max_steps)
+        steps = stage.epochs * steps_per_epoch(stage, lengths, scale)
+        found.append(steps if max_steps is None else min(steps, max_steps - sum(found)))
+    return found
 
 
 def scaled(number: int, scale: float) -> int:

@@ -15,7 +15,7 @@ from benchmarks.multitask_bert.batches.tokenized import (
     UNLABELLED,
     TokenizedSplit,
 )
-from benchmarks.multitask_bert.recipes.recipe import PAIR_ENCODINGS
+from benchmarks.multitask_bert.recipes.choices import PAIR_ENCODINGS
 from tests.benchmark.batches.examples import everything, pairs_of, split_of
 
 PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "film", "##s", "good", "bad", "un", "##a"]

@@ -24,6 +24,7 @@ from safetensors.torch import load_file, save_file
 
 from benchmarks.multitask_bert.__main__ import FIRST_SEED, main
 from benchmarks.multitask_bert.data import corpus as corpora
+from benchmarks.multitask_bert.data.conflict import make_conflicts
 from benchmarks.multitask_bert.data.synthetic import make_corpus, vocabulary
 from benchmarks.multitask_bert.model.bert.names import to_bert_names
 from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
@@ -494,6 +495,71 @@ def test_bad_arguments(call, empty_folder, arguments, word):
     assert not line.rstrip().endswith(":")
     assert "_positive" not in line  # the name of a function of ours
     assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.usefixtures("small_corpus")
+@pytest.mark.parametrize(
+    ("recipe", "settings", "words"),
+    [
+        (
+            PCGRAD,
+            ["sampling.name=round-robin"],
+            "stages.0.method: got pcgrad, one task round-robin",
+        ),
+        (LOSS_SUM, ["method=mgda", "sampling.name=sequential"], "got mgda, one task sequential"),
+        (PCGRAD, ['stages.0.tasks=["sst"]'], "stages.0.method: got pcgrad, it has one task"),
+        (PCGRAD, ["trainable=heads"], "stages.0.method: got pcgrad, the encoder is frozen"),
+        (PCGRAD, ["epochs=0"], "stages.0.method: got pcgrad, it has no epochs"),
+        ("smet-walker/baseline-untrained", ["epochs=1"], "got none, the sum of the losses"),
+        ("chada-jolly/novel-cs-gs", ["sampling.name=sequential"], "stages.3.method: got pcgrad"),
+        (PCGRAD, ["method_options.start_step=4"], "start_step: below the 4 steps got 4"),
+        (PCGRAD, ["method_options.every=9"], "every: below the 4 steps got 9"),
+    ],
+)
+def test_a_method_that_would_do_nothing_is_refused(call, empty_folder, recipe, settings, words):
+    asked = [word for setting in settings for word in ("--set", setting)]
+    assert_refused(call("run", recipe, *QUICK, *asked), recipe, *words.replace(":", "").split())
+    assert not list(empty_folder.iterdir())
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_reports_own_method_that_does_nothing_is_run_and_said(call):
+    recipe = "xu/dense-tuned-smart-pcgrad"
+    assert call("run", recipe, *QUICK).status == 0
+    assert call("report", "runs").status == 0
+    told = "PCGrad (void: the encoder is frozen, and heads share nothing)"
+    assert told in Path("runs/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_method_that_the_run_ended_before_is_said(call):
+    recipe = "chada-jolly/novel-cs-gs"
+    assert call("run", recipe, *QUICK).status == 0
+    assert call("report", "runs").status == 0
+    told = "loss sum → PCGrad (void: the run ended before it)"
+    assert told in Path("runs/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.usefixtures("small_corpus")
+@pytest.mark.parametrize("epochs", [[], ["--epochs", "1"]])
+def test_what_a_report_did_not_train_is_not_trained(call, epochs):
+    recipe = "smet-walker/baseline-untrained"
+    assert call("run", recipe, *epochs).status == 0
+    assert [*Record(run_folder("runs", recipe)).events()][-1]["step"] == 0
+
+
+def test_the_corpus_of_conflicts(call, monkeypatch):
+    monkeypatch.setattr(corpora, "make_conflicts", partial(make_conflicts, sizes=SIZES))
+    assert call("run", "method/pcgrad", "--data", "conflict", *QUICK).status == 0
+    config = read_json(run_folder("runs", "method/pcgrad") / "config.json")
+    assert (config["data"], config["encoder"]) == ("conflict", "narrow")
+    assert "lr set to 0.005 (recipe: 1e-05)" in config["deviations"]
+    assert call("report", "runs").status == 0
+    assert "NOT SST, QUORA AND STS" in Path("runs/report.md").read_text(encoding="utf-8")
+    assert call("analyze", "runs").status == 0
+    assert call("predict", run_folder("runs", "method/pcgrad")).status == 0
+    found = call("run", "method/pcgrad", "--data", ".", "--encoder", "narrow")
+    assert_refused(found, "--encoder", "narrow")
 
 
 @pytest.mark.usefixtures("small_corpus")

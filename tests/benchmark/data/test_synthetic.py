@@ -140,7 +140,7 @@ def test_unknown_tasks_are_refused():
 
 
 def test_more_than_the_grammar_can_write_is_refused(monkeypatch):
-    monkeypatch.setitem(synthetic._WRITERS, "sst", lambda rng: ((rng.choice("ab"),), 0.0))
+    monkeypatch.setitem(synthetic.WRITERS, "sst", lambda rng: ((rng.choice("ab"),), 0.0))
     sizes = {("sst", "dev"): 1, ("sst", "train"): 1}
     assert len(make_corpus(0, sizes).splits) == 2
     with pytest.raises(ValueError, match="without repetition, found 3"):

@@ -8,8 +8,10 @@ from dataclasses import replace
 
 import pytest
 
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, all_recipes, find, find_all
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, Stage
+from benchmarks.multitask_bert.recipes.void import void_stages
 from benchmarks.multitask_bert.training.plan import check_runnable
 from tests.paths import SHARED
 
@@ -20,7 +22,7 @@ INVENTORY = (
     else {}
 )
 RECIPES = all_recipes()
-SYSTEMS = [id for id in RECIPES if not id.startswith("control/")]
+SYSTEMS = [id for id in RECIPES if not id.startswith(("control/", "method/"))]
 CONTROLS = [id for id in RECIPES if id.startswith("control/")]
 TASK_NAMES = {"sst": "sst", "para": "quora", "sts": "sts", "cfimdb": "cfimdb"}
 
@@ -250,12 +252,35 @@ def test_a_control_names_the_system_that_it_changes(id):
     )
 
 
+def test_the_methods_side_by_side_differ_in_their_method_alone():
+    found = find_all(["method/*"])
+    assert [recipe.stages[0].method for recipe in found] == [n for n in METHODS if n != "none"]
+    assert [recipe.id for recipe in found] == [f"method/{r.stages[0].method}" for r in found]
+    general = find("smet-walker/general-linear-loss-sum")
+    plain = {"method": "loss-sum", "reduction": "mean", "scope": "all"}
+    for recipe in found:
+        same = replace(recipe.in_every_stage(**plain), id=general.id)
+        assert replace(same, description=general.description) == general
+
+
 def test_side_by_side_differs_in_surgery_alone():
     loss_sum, surgery = (find(id).to_dict() for id in SIDE_BY_SIDE)
     different = {key for key in loss_sum if loss_sum[key] != surgery[key]}
     assert different == {"id", "description", "assumed", "stages"}
     (one,), (other,) = loss_sum["stages"], surgery["stages"]
     assert {key for key in one if one[key] != other[key]} == {"method"}
+
+
+def test_the_recipes_of_the_reports_with_a_void_stage_are_known():
+    found = {id: void_stages(recipe) for id, recipe in RECIPES.items() if void_stages(recipe)}
+    frozen = "the encoder is frozen, and heads share nothing"
+    assert found == {
+        "chada-jolly/novel-cs-gs": {4: frozen},
+        "chada-jolly/novel-cs-gs-no-dropout": {4: frozen},
+        "xu/dense-tuned-smart-pcgrad": {0: frozen},
+        "control/chada-jolly-novel-without-average": {1: frozen},
+        "control/xu-pcgrad-without-smart": {0: frozen},
+    }
 
 
 def test_an_unknown_id_is_refused_with_the_nearest():

@@ -10,6 +10,7 @@ import pytest
 from benchmarks.multitask_bert.recipes.catalog import all_recipes, find
 from benchmarks.multitask_bert.recipes.overrides import override
 from benchmarks.multitask_bert.recipes.recipe import Head, Recipe, RecipeError, Sampling, Stage
+from benchmarks.multitask_bert.training.plan import check_runnable
 
 GENERAL = find("smet-walker/general-linear-loss-sum")
 
@@ -103,6 +104,69 @@ def test_a_bad_setting_is_refused_in_one_line(setting, found):
     message = str(refusal.value)
     assert found in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("settings", "options", "deviation"),
+    [
+        (["method=cagrad", "method_options.c=0.5"], {"c": 0.5}, "c set to 0.5 (recipe: 0.4)"),
+        (["method_options.c=1", "method=cagrad"], {"c": 1.0}, "c set to 1.0 (recipe: 0.4)"),
+        (["method=cagrad", "stages.0.method_options.c*=2"], {"c": 0.8}, "c set to 0.8"),
+        (["method=cagrad", "method_options.c=0.4"], {}, None),
+        (["method=pcgrad", "method_options.every=4"], {"every": 4}, "every set to 4 (recipe: 1)"),
+        (["method=nash-mtl", "method_options.max_norm=null"], {"max_norm": None}, "None"),
+        (
+            ["method=upgrad", 'method_options.preference={"sst": 2, "quora": 1, "sts": 1}'],
+            {"preference": {"sst": 2, "quora": 1, "sts": 1}},
+            "preference",
+        ),
+    ],
+)
+def test_an_option_of_the_method(settings, options, deviation):
+    changed, deviations = override(GENERAL, settings)
+    assert changed.stages[0].method_options == options
+    check_runnable(changed)
+    about_options = [text for text in deviations if "method_options" in text]
+    assert len(about_options) == (deviation is not None)
+    assert all(deviation in text for text in about_options)
+    assert Recipe.from_dict(json.loads(json.dumps(changed.to_dict()))) == changed
+
+
+def test_an_option_goes_to_the_stages_whose_method_has_it():
+    two = replace(GENERAL, stages=(*GENERAL.stages, replace(GENERAL.stages[0], method="cagrad")))
+    changed, _ = override(two, ["method_options.c=0.5"])
+    assert [stage.method_options for stage in changed.stages] == [{}, {"c": 0.5}]
+
+
+@pytest.mark.parametrize(
+    ("settings", "found"),
+    [
+        (["method_options.c=0.5"], "no option c; loss-sum has none"),
+        (["method=cagrad", "method_options.d=1"], "cagrad has c, rescale, every, start_step"),
+        (["method=cagrad", "method_options.rescal=1"], "did you mean rescale?"),
+        (["method=cagrad", "method_options.c=much"], "must be of type float, like 0.4, got 'much'"),
+        (["method=cagrad", "method_options.c=-1"], "method_options.c: must be at least 0, got -1"),
+        (["method=cagrad", "method_options=1"], "name the option"),
+        (["method=upgrad", 'method_options.preference={"sst": 1}'], "method_options.preference"),
+        (["stages.1.method_options.c=1"], "no field stages.1"),
+    ],
+)
+def test_an_option_that_the_method_cannot_have_is_refused_in_one_line(settings, found):
+    with pytest.raises(RecipeError) as refusal:
+        check_runnable(override(GENERAL, settings)[0])
+    assert found in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_options_of_another_method_are_refused():
+    changed = GENERAL.in_every_stage(method="pcgrad", method_options={"c": 0.5})
+    with pytest.raises(RecipeError, match=r"options of pcgrad \(every, start_step, granularity\)"):
+        check_runnable(changed)
+
+
+def test_a_recipe_without_options_is_written_as_before_there_were_any():
+    (stage,) = GENERAL.to_dict()["stages"]
+    assert "method_options" not in stage
 
 
 def test_a_dictionary_of_another_form_is_refused():

@@ -80,7 +80,8 @@ def test_every_control_names_what_it_controls() -> None:
     assert in_reports <= recipes.keys()
     for id, recipe in recipes.items():
         first = recipe.description.partition(" ")[0]
-        assert id in in_reports or first in recipes, f"{id}: {recipe.description}"
+        is_method = id.startswith("method/")  # in a table of their own
+        assert id in in_reports or is_method or first in recipes, f"{id}: {recipe.description}"
 
 
 def test_other_settings_make_another_row(markdown: Callable[..., str], tmp_path: Path) -> None:

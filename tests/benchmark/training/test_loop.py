@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
+from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.records.record import Record
 from benchmarks.multitask_bert.training import loop as train
 from benchmarks.multitask_bert.training.loop import Training, run
+from benchmarks.multitask_bert.training.stage import Steps
 from tests.benchmark.training.small_runs import (
     TASKS,
     TOKENIZED,
@@ -132,6 +138,46 @@ def test_a_seed_decides_everything(tmp_path):
         for each in (first, other)
     ]
     assert losses[0] != losses[1]
+
+
+def drawn(folder: Path, method: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What a run of a method is shown: a digest of its first weights and of each batch, and noise.
+
+    The noise is told by the random state before each step, of which dropout draws.
+    """
+    batches, noise = [], []
+    take = Steps.take
+
+    def look(steps: Steps, draws: Any, watched: Any = None) -> int:
+        noise.append(digest([torch.get_rng_state()]))
+        for task, batch in draws:
+            batches.append((task, digest([batch.first.ids, batch.labels, batch.indices])))
+        return take(steps, draws, watched)
+
+    plan = make_plan(folder, make_recipe(make_stage(method)), max_steps=8)  # the second epoch
+    weights = digest(Training(plan).model.state_dict().values())
+    with monkeypatch.context() as patch:
+        patch.setattr(Steps, "take", look)
+        assert run(plan)
+    return {"weights": weights, "batches": batches, "noise": noise}
+
+
+def digest(tensors: Iterable[Tensor]) -> str:
+    found = hashlib.sha256()
+    for tensor in tensors:
+        found.update(tensor.detach().contiguous().numpy().tobytes())
+    return found.hexdigest()
+
+
+def test_runs_of_a_seed_are_shown_the_same_whatever_the_method(tmp_path, monkeypatch):
+    """Weights, batches and dropout of every method against the loss sum's, step by step."""
+    expected = drawn(tmp_path / "sum", "loss-sum", monkeypatch)
+    assert len(expected["batches"]) == len(TASKS) * len(expected["noise"]) == 3 * 8
+    assert len(set(expected["batches"])) > 20
+    for method in METHODS.keys() - {"none", "loss-sum"}:
+        assert drawn(tmp_path / method, method, monkeypatch) == expected, method
+    ends = {weights_of(path)["heads.sst.1.weight"].sum().item() for path in tmp_path.iterdir()}
+    assert len(ends) > 1  # what they learn from it differs
 
 
 def test_splits_tokenized_by_another_run_are_the_same(tmp_path):
