@@ -77,6 +77,24 @@ class PlainSum(Method):
         torch.stack(losses).sum().backward()
 
 
+class PlainLoop(Method):
+    """Torch alone: one backward after another."""
+
+    def backwards(self) -> None:
+        for task in range(self.workload.num_tasks):
+            self.workload.loss(task).backward()
+
+
+class JointBatch(Method):
+    """Torch alone: the examples of all tasks through the trunk at once."""
+
+    def backwards(self) -> None:
+        workload = self.workload
+        features = workload.encode(torch.cat(workload.inputs)).chunk(workload.num_tasks)
+        losses = [workload.loss_of(task, part) for task, part in enumerate(features)]
+        torch.stack(losses).sum().backward()
+
+
 class Ours(Method):
     """A wrapper of this library, one graph alive at a time."""
 
@@ -206,6 +224,8 @@ TORCHJD = {
 }
 METHODS: Mapping[str, Callable[[Workload], Method]] = {
     "plain": PlainSum,
+    "plain loop": PlainLoop,
+    "joint batch": JointBatch,
     "loss-sum": partial(Ours, wrap=loss_sum),
     "loss-sum monitor": partial(Ours, wrap=monitored_sum),
     "pcgrad": partial(Ours, wrap=pcgrad),

@@ -7,12 +7,13 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.multitask_bert.page.markdown import table
-from benchmarks.speed import compiled, cuda, steps, surgery, trainer
+from benchmarks.speed import compiled, cuda, small, steps, surgery, trainer
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Experiment, Finding, Row, Settings, not_measured
 
 ROWS = [
     *steps.ROWS,
+    *small.ROWS,
     *surgery.ROWS,
     *compiled.ROWS,
     *trainer.ROWS,

@@ -20,6 +20,7 @@ TINY = _encoder(64, 16, 2, 2, 32, max_positions=64)
 
 _MLP_LAYERS = 4
 _MLP_BATCH = 8
+NUM_OBSERVATIONS = 39  # of a robot arm and what it handles, in Meta-World
 
 
 class Workload:
@@ -172,6 +173,31 @@ def make_mlp(
         for _ in range(_MLP_LAYERS):
             layers += [nn.Linear(width, width), nn.Tanh()]
         inputs = [torch.randn(_MLP_BATCH, width).to(device) for _ in range(num_tasks)]
+        return Workload(nn.Sequential(*layers).to(device), width, inputs)
+
+
+def make_control(
+    num_tasks: int, width: int, batch_size: int, *, device: str = "cpu", seed: int = 0
+) -> Workload:
+    """A network as multi-task reinforcement learning has them: 39 observations, three layers.
+
+    Args:
+        num_tasks: T.
+        width: of the layers; P is about twice its square.
+        batch_size: B, of each task.
+        device: where everything is.
+        seed: of weights and inputs.
+
+    Example:
+        >>> make_control(num_tasks=3, width=128, batch_size=2).num_shared
+        38144
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for num_inputs in (NUM_OBSERVATIONS, width, width):
+            layers += [nn.Linear(num_inputs, width), nn.Tanh()]
+        inputs = [torch.randn(batch_size, NUM_OBSERVATIONS).to(device) for _ in range(num_tasks)]
         return Workload(nn.Sequential(*layers).to(device), width, inputs)
 
 
