@@ -55,11 +55,11 @@ def training_digits(count: int, noise: float, seed: int) -> Digits:
 
 
 @lru_cache
-def test_digits(count: int = 4_000) -> Digits:
+def held_out_digits(count: int = 4_000) -> Digits:
     """Draws the images that every network is tested on, of single digits that none has seen.
 
     Example:
-        >>> torch.equal(test_digits(3).labels, test_digits(3).labels)
+        >>> torch.equal(held_out_digits(3).labels, held_out_digits(3).labels)
         True
     """
     return _overlaid(*_single()[1], count, np.random.default_rng(_TEST_SEED))

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 import gradsurgery
-from benchmarks.multi_digits.digits import TASKS, Digits, test_digits, training_digits
+from benchmarks.multi_digits.digits import TASKS, Digits, held_out_digits, training_digits
 from benchmarks.multi_digits.network import Network
 from benchmarks.multitask_bert.methods import METHODS
 
@@ -33,7 +33,7 @@ class Trial:
     method: str
     seed: int
     lr: float = 3e-3
-    num_channels: int = 4
+    num_channels: int = 3
     noise: float = 0.0
     num_images: int = 4_000
     num_epochs: int = 8
@@ -100,7 +100,7 @@ def run(trial: Trial) -> Outcome:
             optimizer.backward(losses)
             optimizer.step()
     seconds = time.perf_counter() - started
-    return Outcome(trial, accuracy(network, test_digits()), _conflicts(optimizer), seconds)
+    return Outcome(trial, accuracy(network, held_out_digits()), _conflicts(optimizer), seconds)
 
 
 @torch.no_grad()
