@@ -105,7 +105,7 @@ def _differences(a: Row, b: Row) -> Iterator[str]:
         if values[0] != values[1]:
             yield f"{name} {values[0]} and {values[1]}"
     stated = [_stated(row.recipe_id) for row in (a, b)]
-    done = [_flat(_complete(row.runs[0].recipe)) for row in (a, b)]
+    done = [flat_fields(complete_recipe(row.runs[0].recipe)) for row in (a, b)]
     for path in sorted({path for each in (*stated, *done) for path in each}):
         wanted = [each.get(path) for each in stated]
         got = [each.get(path) for each in done]
@@ -176,10 +176,10 @@ def _has_schedule(row: Row) -> bool:
 @cache
 def _stated(id: str) -> dict[str, str]:
     """The fields of a recipe as this version has it."""
-    return _flat(all_recipes()[id].to_dict())
+    return flat_fields(all_recipes()[id].to_dict())
 
 
-def _complete(recipe: Json) -> Json:
+def complete_recipe(recipe: Json) -> Json:
     """The recipe of a run with the fields that an older version did not write."""
     try:
         return Recipe.from_dict(recipe).to_dict()
@@ -187,7 +187,7 @@ def _complete(recipe: Json) -> Json:
         return recipe
 
 
-def _flat(recipe: Json) -> dict[str, str]:
+def flat_fields(recipe: Json) -> dict[str, str]:
     """Each field's path and its value as JSON; the stages by their number."""
     found: dict[str, str] = {}
 

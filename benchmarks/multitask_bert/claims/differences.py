@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.multitask_bert.claims.comparable import find_pair
-from benchmarks.multitask_bert.claims.examples import difference_error
 from benchmarks.multitask_bert.claims.logged import conflict_rate, over_runs
+from benchmarks.multitask_bert.claims.paired import MIN_PAIRS, difference_of, tasks_of
 from benchmarks.multitask_bert.claims.verdicts import Measured, UntestedError
 from benchmarks.multitask_bert.records.rows import OVERALL, Row, Run, Section, metric_title
 from benchmarks.multitask_bert.records.series import deviation, number
@@ -25,6 +25,7 @@ class MetricDifference:
     """A dev metric, or an overall score, of one recipe less that of another.
 
     Its standard error is that over the seeds together with that from the choice of dev examples.
+    Where there are pairs enough, runs of one seed are taken together, and decide.
     """
 
     metric: str
@@ -38,23 +39,34 @@ class MetricDifference:
     def __call__(self, section: Section) -> Measured:
         pair = find_pair(section, self.first, self.second)
         rows = (pair.first, pair.second)
-        tasks = _tasks(self.metric, *rows)
-        values = [row.values(self.metric) for row in rows]
-        if not tasks or not all(values):
+        found = difference_of(self.metric, *rows)
+        if found is None:
             raise UntestedError(
                 f"`{self.first}` and `{self.second}` have no {_title(self.metric)} in common"
             )
-        means = [float(np.mean(each)) for each in values]
-        seeds = [deviation(each) / math.sqrt(len(each)) for each in values]
-        dev = [_share(self.metric, task, tasks) * difference_error(task, *rows) for task in tasks]
         constant = sorted({task for row in rows for run in row.runs for task in run.degenerate})
+        tasks = tasks_of(self.metric, *rows)
         names = [TASKS[task].title for task in constant if task in tasks]
+        unpaired = Estimate(found.unpaired.value, found.unpaired_error)
+        is_paired = found.paired is not None and len(found.by_seed) >= MIN_PAIRS
+        if is_paired and found.paired is not None:
+            estimate, beside = Estimate(found.paired.value, found.paired_error), unpaired
+            how = f"paired by {len(found.by_seed)} seeds; unpaired {beside.text('{:+.3f}')}"
+        else:
+            estimate = unpaired
+            how = f"unpaired; paired by seed {found.paired_text}"
         return Measured(
             f"{_title(self.metric)} of `{pair.first.name}` less `{pair.second.name}`",
-            Estimate(means[0] - means[1], math.hypot(*seeds, *dev)),
-            min(map(len, values)),
-            (f"{means[0]:.3f} and {means[1]:.3f}", *pair.details),
+            estimate,
+            min(len(row.values(self.metric)) for row in rows),
+            (
+                how,
+                *(f"no pair is {reason}" for reason in found.refused),
+                "{:.3f} and {:.3f}".format(*found.means),
+                *pair.details,
+            ),
             f"degenerate {' and '.join(names)} predictions" if names else "",
+            reach=found.paired.reach if is_paired and found.paired is not None else None,
         )
 
 
@@ -101,7 +113,7 @@ class TimeRatio:
 
     def __call__(self, section: Section) -> Measured:
         find_pair(section, self.first, self.second)
-        plain = tuple(row for row in section.rows if not _is_monitored(row))
+        plain = tuple(row for row in section.rows if not is_monitored(row))
         try:
             pair = find_pair(replace(section, rows=plain), self.first, self.second)
         except UntestedError as error:
@@ -110,9 +122,9 @@ class TimeRatio:
                 "with `--set monitored=false`"
             ) from error
         rows = (pair.first, pair.second)
-        if len({_machine(run) for row in rows for run in row.runs}) > 1:
+        if len({machine_of(run) for row in rows for run in row.runs}) > 1:
             raise UntestedError(f"`{self.first}` and `{self.second}` ran on different machines")
-        seconds = [[_seconds_per_step(run) for run in row.runs] for row in rows]
+        seconds = [[seconds_per_step(run) for run in row.runs] for row in rows]
         means = [float(np.mean(each)) for each in seconds]
         if not all(math.isfinite(mean) and mean > 0 for mean in means):
             raise UntestedError(f"`{self.first}` and `{self.second}` have no times on record")
@@ -134,30 +146,18 @@ def _title(metric: str) -> str:
     return f"{metric} score" if metric in OVERALL else metric_title(metric)
 
 
-def _tasks(metric: str, *rows: Row) -> list[str]:
-    """The tasks that a metric is made of in all runs; none where the runs differ in them."""
-    known = {frozenset(run.metrics) for row in rows for run in row.runs}
-    if metric in OVERALL:
-        return [task for task in TASKS if task in next(iter(known))] if len(known) == 1 else []
-    return [metric] if all(metric in tasks for tasks in known) else []
-
-
-def _share(metric: str, task: str, tasks: list[str]) -> float:
-    """How much of a task's metric goes into a score."""
-    halved = metric == "normalised" and TASKS[task].metric == "pearson"
-    return (0.5 if halved else 1.0) / len(tasks)
-
-
-def _is_monitored(row: Row) -> bool:
+def is_monitored(row: Row) -> bool:
     """Tells whether any stage logged conflicts for their own sake, as all once had to."""
     return any(stage.get("monitored", True) for stage in row.runs[0].recipe.get("stages") or ())
 
 
-def _machine(run: Run) -> tuple[str, ...]:
+def machine_of(run: Run) -> tuple[str, ...]:
+    """Give what a run's seconds depend on besides its recipe."""
     told = [run.environment.get(key) for key in MACHINE]
     return tuple(map(str, [run.config.get("device"), *told]))
 
 
-def _seconds_per_step(run: Run) -> float:
+def seconds_per_step(run: Run) -> float:
+    """Give a step's mean time; NaN where it is not on record."""
     seconds = number((run.end or {}).get("train_seconds"))
     return seconds / run.step if run.step else math.nan

@@ -42,6 +42,12 @@ def read_predictions(run: Run, task: str) -> Predictions | None:
     return found if found is not None and known in (None, len(found.ids)) else None
 
 
+def has_other_examples(a: Run, b: Run, task: str) -> bool:
+    """Tells whether two runs are known to have been evaluated on other examples of a task."""
+    mine, others = read_predictions(a, task), read_predictions(b, task)
+    return mine is not None and others is not None and not _agree(mine, others)
+
+
 def difference_error(task: str, a: Row, b: Row) -> float:
     r"""The standard error of one row's metric less another's, from the choice of dev examples.
 

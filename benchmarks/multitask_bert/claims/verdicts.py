@@ -42,6 +42,7 @@ class Measured:
         details: what a reader has to know beside it.
         doubt: why it can decide nothing, if so.
         pattern: how its value and error are written.
+        reach: how far it may be off, if not two standard errors.
     """
 
     title: str
@@ -50,6 +51,7 @@ class Measured:
     details: tuple[str, ...] = ()
     doubt: str = ""
     pattern: str = "{:+.3f}"
+    reach: float | None = None
 
 
 class Measure(Protocol):
@@ -176,7 +178,7 @@ class Each:
 
 
 def judge(found: Measured, low: float, high: float) -> tuple[Verdict, str]:
-    """Say whether a number lies in an interval, two standard errors off its ends; and why not.
+    """Say whether a number lies in an interval, as far off its ends as it may be; and why not.
 
     Example:
         >>> judge(Measured("gain", Estimate(0.05, 0.01), 3), 0.0, math.inf)
@@ -195,7 +197,8 @@ def judge(found: Measured, low: float, high: float) -> tuple[Verdict, str]:
         return "inconclusive", "a single seed decides nothing"
     if not math.isfinite(error):
         return "inconclusive", "its standard error is not known"
-    bottom, top = value - NUM_ERRORS * error, value + NUM_ERRORS * error
+    reach = NUM_ERRORS * error if found.reach is None else found.reach
+    bottom, top = value - reach, value + reach
     if low < bottom and top < high:
         return "supported", ""
     if top < low or high < bottom:

@@ -36,6 +36,7 @@ def write_run(
     finished: bool = True,
     seconds: float = 100.0,
     environment: Mapping[str, Any] | None = None,
+    sizes: Mapping[str, int] = SIZES,
     **config: Any,
 ) -> None:
     """Make up a run of a recipe as it is, or as a change of its fields makes it."""
@@ -58,7 +59,7 @@ def write_run(
     (folder / "environment.json").write_text(json.dumps(environment or {"cpu": "a processor"}))
     stage = len(recipe["stages"]) - 1
     events: list[dict[str, Any]] = [
-        {"event": "data", "task": task, "split": "dev", "examples": SIZES[task]} for task in metrics
+        {"event": "data", "task": task, "split": "dev", "examples": sizes[task]} for task in metrics
     ]
     events += [
         {"event": "train", "stage": stage, "step": 10 * i, **each}
@@ -97,5 +98,6 @@ def finding(root: Path, id: str) -> Finding:
 
 
 def estimates(text: str) -> list[tuple[float, float]]:
-    """Give each "value ± error" of an evidence."""
-    return [(float(a), float(b)) for a, b in re.findall(r"([+-]?\d+\.\d+) ± (\d+\.\d+)", text)]
+    """Give each "value ± error" of an evidence, without those that its details compare it to."""
+    found = re.findall(r"([+-]?\d+\.\d+) ± (\d+\.\d+) \(", text)
+    return [(float(a), float(b)) for a, b in found]

@@ -38,12 +38,17 @@ def test_a_difference_is_judged_by_its_error_over_seeds_and_examples(tmp_path: P
     write_seeds(tmp_path, CJ, "sts", theirs)
     found = finding(tmp_path, "C3")
     seeds = [statistics.stdev(v) / math.sqrt(3) for v in (ours, theirs)]
+    pairs = statistics.stdev(a - b for a, b in zip(ours, theirs, strict=True)) / math.sqrt(3)
     dev = [pearson_standard_error(statistics.mean(v), 863) for v in (ours, theirs)]
     ((value, error),) = estimates(found.evidence)
     assert value == pytest.approx(statistics.mean(ours) - statistics.mean(theirs), abs=5e-4)
-    assert error == pytest.approx(math.hypot(*seeds, *dev), abs=5e-4)
+    assert error == pytest.approx(math.hypot(pairs, *dev), abs=5e-4)
     assert found.verdict == "supported"
-    assert "0.430 and 0.620; 3 seeds each; 1,000 steps;" in found.evidence
+    unpaired = f"-0.190 ± {math.hypot(*seeds, *dev):.3f}"
+    assert (
+        f"paired by 3 seeds; unpaired {unpaired}; 0.430 and 0.620; 3 seeds each; 1,000 steps;"
+        in found.evidence
+    )
     assert f"`{CJ_GS}` less `{CJ}`" in found.evidence
     assert found.source == "chada-jolly"
 
