@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from gradsurgery.gradients.layout import Layout
-from gradsurgery.gradients.memory import as_grad, flat, is_whole, real, strides_of
+from gradsurgery.gradients.memory import as_grad, blocks, copied, is_whole, real, strides_of
 from gradsurgery.gradients.places import picked, placed_pairs
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import Spread, local, spread, total
 
 Grams = Callable[[Tensor, Sequence[int]], Tensor]
 Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
-
-_LOOSE_COLUMNS = 1 << 20
 
 
 @dataclass
@@ -75,6 +73,8 @@ class GradientBuffer:
             grads: pairs of a parameter and its gradient.
             copy: whether the caller goes on using the gradients; otherwise they become ours.
         """
+        if self._layout.given and (task not in self.slots or self._layout.has_given(grads)):
+            self._copy_given()
         if not self.slots:
             self._layout.prepare()
         self._layout.check_dtypes(grads, are_first=not self.slots)
@@ -107,6 +107,24 @@ class GradientBuffer:
             elif into:
                 torch._foreach_copy_(into, new)
 
+    def adopt(self, tasks: Sequence[int], stacks: Mapping[Tensor, Tensor]) -> None:
+        """Keeps the gradients ``[T, *shape]`` of all tasks there are in this step where they lie;
+        those of parameters that no task has reached yet."""
+        if not self.slots:
+            self._layout.prepare()
+        self.slots.update({task: slot for slot, task in enumerate(tasks)})
+        self._layout.reserve(len(self.slots))
+        self._touched.update((parameter, set(self.slots.values())) for parameter in stacks)
+        self._layout.adopt(stacks)
+
+    def _copy_given(self) -> None:
+        """Copies what was adopted, because more is to be added to it."""
+        given = self._layout.give_back()
+        for parameter in given:
+            del self._touched[parameter]
+        for task, slot in self.slots.items():
+            self.capture(task, [(p, r.view(p, slot)) for p, r in given.items()], copy=True)
+
     def shared(self) -> list[Tensor]:
         """Parameters that two or more tasks have reached in this step."""
         return [parameter for parameter, slots in self._touched.items() if len(slots) > 1]
@@ -118,9 +136,9 @@ class GradientBuffer:
     def grads_of(self, parameter: Tensor) -> dict[int, Tensor]:
         """A parameter's gradients in this step, by task, before settle()."""
         slots = self._touched.get(parameter, ())
-        loose, home = self._loose.get(parameter, {}), self._layout.home
+        loose, place = self._loose.get(parameter, {}), self._layout.place
         return {
-            task: loose[slot] if slot in loose else home[parameter].view(parameter, slot)
+            task: loose[slot] if slot in loose else place(parameter).view(parameter, slot)
             for task, slot in self.slots.items()
             if slot in slots
         }
@@ -131,9 +149,10 @@ class GradientBuffer:
         self.check_shapes()
         num_slots = len(self.slots)
         blank: list[Tensor] = []
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             for parameter in rows.segments:
-                slots = self._touched.get(parameter, set())
+                is_here = self._layout.place(parameter) is rows
+                slots = self._touched.get(parameter, set()) if is_here else set()
                 if len(slots) == 1:
                     (slot,) = slots
                     if parameter not in self._loose:
@@ -171,7 +190,7 @@ class GradientBuffer:
             so_far = found.get((over, unit))
             found[over, unit] = gram if so_far is None else so_far + gram.to(so_far.device)
 
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             if rows.matrix is not None:
                 for bounds, owners in rows.runs(units):
                     for unit, gram in zip(
@@ -181,15 +200,13 @@ class GradientBuffer:
         for parameter, loose in self._loose.items():
             if len(loose) > 1 or alone:
                 for unit in units.of(parameter):
-                    for block in _blocks(loose.values()):
+                    for block in blocks(loose.values()):
                         gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
                         add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
         spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
         if len(found) < units.number * len(spreads):
-            device = (
-                next(iter(found.values())).device if found else next(iter(self._touched)).device
-            )
+            device = next(iter(found.values() if found else self._touched)).device
             blank = gram_matrices(torch.zeros(num_slots, 0, device=device), [0, 0])[0]
             for over in spreads:
                 for unit in range(units.number):
@@ -217,12 +234,12 @@ class GradientBuffer:
             alone_weights: of the slots, for parameters that one task alone reached, which keep
                 their plain gradient when this is ``None``.
         """
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             if rows.matrix is not None:
                 used = rows.matrix[: len(self.slots)]
                 here = weights.to(used.device, non_blocking=True)
                 for bounds, owners in rows.runs(units):
-                    combine_segments(picked(here, owners), used, bounds, used[0])
+                    combine_segments(picked(here, owners), used, bounds, rows.out(used))
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
@@ -237,7 +254,7 @@ class GradientBuffer:
                 (unit,) = units.of(parameter)
                 here = weights[unit].to(grad.device, non_blocking=True)
                 chosen = picked(here, list(loose))[None]
-                for block in _blocks(loose.values()):
+                for block in blocks(loose.values()):
                     combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
             result[parameter] = self.hand_out(parameter, first)
         return result
@@ -247,10 +264,10 @@ class GradientBuffer:
         loose, layout = self._loose.get(parameter), self._layout
         if loose is not None and slot in loose:
             grad = loose[slot]
-        elif layout.copied and parameter in layout.copied:
+        elif parameter in layout.copied and parameter not in layout.given:
             grad = layout.home[parameter].view(parameter, slot).clone()
         else:
-            grad = layout.home[parameter].lend(parameter, slot)
+            grad = layout.place(parameter).lend(parameter, slot)
         return self.as_grad(parameter, grad)
 
     def as_grad(self, parameter: Tensor, numbers: Tensor) -> Tensor:
@@ -263,14 +280,14 @@ class GradientBuffer:
         Raises:
             ValueError: with both shapes.
         """
+        self._layout.check_given()
         for parameter, slots in self._touched.items():
-            home = self._layout.home.get(parameter)
-            if home is not None:
-                if not home.has_another_shape(parameter):
-                    continue
-                kept = home.view(parameter, 0)
-            else:
+            if parameter in self._loose:
                 kept = self._loose[parameter][next(iter(slots))]
+            elif self._layout.place(parameter).has_another_shape(parameter):
+                kept = self._layout.place(parameter).view(parameter, 0)
+            else:
+                continue
             shape = kept.shape[:-1] if parameter.is_complex() else kept.shape
             if shape != local(parameter).shape:
                 raise ValueError(
@@ -280,6 +297,7 @@ class GradientBuffer:
 
     def move_into(self, other: GradientBuffer) -> None:
         """Adds everything to another buffer."""
+        self._copy_given()
         for task, slot in self.slots.items():
             grads = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
             other.capture(task, grads, copy=False)
@@ -295,11 +313,15 @@ class GradientBuffer:
     def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
         """A gradient of our own, in the memory order that autograd promises for the parameter."""
         dtype = self.dtype or grad.dtype
-        strides = strides_of(real(local(parameter).detach()))
-        if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
+        like = real(local(parameter).detach())
+        if (
+            is_whole(grad)
+            and not copy
+            and grad.dtype == dtype
+            and grad.stride() == strides_of(like)
+        ):
             return grad.detach()
-        kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
-        return kept.copy_(grad)
+        return copied(like, grad, dtype)
 
     def layout(self) -> tuple[list[Tensor], int]:
         """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
@@ -323,9 +345,3 @@ class GradientBuffer:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.dtype = state["dtype"]
         self.restore(*state["layout"])
-
-
-def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Equal pieces of several gradients of one parameter, each piece flat."""
-    columns = [flat(grad).split(_LOOSE_COLUMNS) for grad in grads]
-    yield from (list(pieces) for pieces in zip(*columns, strict=True))

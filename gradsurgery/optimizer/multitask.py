@@ -26,6 +26,7 @@ from gradsurgery.optimizer.seal import Seal
 from gradsurgery.optimizer.settings import Settings, shared_parameters
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
+from gradsurgery.optimizer.taking import Taking, take
 from gradsurgery.optimizer.task_block import TaskBlock
 from gradsurgery.optimizer.tasks import Tasks
 from gradsurgery.optimizer.update import Update
@@ -131,6 +132,7 @@ class MultiTaskOptimizer(Proxy):
         self._guard = guard = Guard(on_nonfinite, known, told, replicas)
         parts = self._parameters, known, step, surgery, guard, replicas, witness, self.shared
         self._gathering, self._update = Gathering(*parts), Update(*parts)
+        self._taking = Taking(*parts, base, self._gathering)
         self._own = OwnState(self._parameters, known, step, surgery, self._update, told)
 
     on_nonfinite: OnNonfinite = delegated("_guard", "choice")
@@ -263,6 +265,8 @@ class MultiTaskOptimizer(Proxy):
         Optimization", 2018, section 3.3, take the same short cut for another method.
         """
         self._gathering.backward_to_features(losses, features, retain_graph)
+
+    take = take
 
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.
