@@ -31,13 +31,13 @@ class GivenRows(Rows):
         self._version = _version(stack)
         if not is_dense(stack[0]):
             stack = stack.contiguous()
-        self._stack = stack
+        self._by_slot: tuple[Tensor, ...] = stack.unbind()
         self.matrix = stack.as_strided((len(stack), self.num_columns), (stack.stride(0), 1))
         self._out: Tensor | None = None
 
     def view(self, parameter: Tensor, slot: int) -> Tensor:
         """A task's gradient, to be read."""
-        return self._stack[slot]
+        return self._by_slot[slot]
 
     def out(self, used: Tensor) -> Tensor:  # [P]
         """Memory for the combined gradient, since none of the rows is ours."""
@@ -47,7 +47,7 @@ class GivenRows(Rows):
     def lend(self, parameter: Tensor, slot: int) -> Tensor:
         """The combined gradient, in the memory order that autograd promises for the parameter."""
         assert self._out is not None
-        row = self._stack[0]
+        row = self._by_slot[0]
         combined = self._out.as_strided(row.shape, row.stride())
         return combined if row.stride() == strides_of(parameter) else copied(parameter, combined)
 

@@ -152,12 +152,13 @@ class Taking:
             return
         step.seal.lift()
         step.handling = handling
+        numbers = [self._tasks.number(name) for name in names]
         for name in names:
             self._note(name, seen)
             self._witness.met(name, in_grad=handling == "plain")
         self._add_up({p: s for p, s in stacks.items() if p not in apart}, len(names))
         if apart:
-            step.buffer.adopt([self._tasks.number(name) for name in names], apart)
+            step.buffer.adopt(numbers, apart)
         step.seal.lay(step.buffer, handling)
 
     def _may_stay(self, apart: Grads, names: Sequence[Hashable], handling: Handling) -> bool:
@@ -215,9 +216,8 @@ class Taking:
 
     def _note(self, name: Hashable, losses: Mapping[Hashable, Tensor]) -> None:
         """Shows a task's loss to a method that asks for losses."""
-        number = self._tasks.number(name)
         if self._surgery.method.needs_losses:
-            self._step.note_loss(number, losses[name].detach())
+            self._step.note_loss(self._tasks.number(name), losses[name].detach())
 
 
 class _Takes(Protocol):
