@@ -131,6 +131,15 @@ class Ours(Method):
         return found
 
 
+def torchjd_orders(num_tasks: int) -> Orders:
+    """Foresees the orders of TorchJD's next surgery: it draws from torch's generator, which begins
+    anew here."""
+    torch.manual_seed(_SEED)
+    found: Orders = [torch.randperm(num_tasks).tolist() for _ in range(num_tasks)]
+    torch.manual_seed(_SEED)
+    return found
+
+
 class TorchJD(Method):
     """TorchJD 0.18: Jacobian of the trunk, heads apart, then its aggregator.
 
@@ -169,12 +178,7 @@ class TorchJD(Method):
         )
 
     def orders(self) -> Orders:
-        # It draws from torch's generator, so a draw from the same seed foresees it.
-        torch.manual_seed(_SEED)
-        num_tasks = self.workload.num_tasks
-        found: Orders = [torch.randperm(num_tasks).tolist() for _ in range(num_tasks)]
-        torch.manual_seed(_SEED)
-        return found
+        return torchjd_orders(self.workload.num_tasks)
 
 
 class PytorchOptimizer(Method):
