@@ -29,15 +29,18 @@ class GivenRows(Rows):
         super().__init__(stack.device, stack.dtype, None, [parameter])
         self._given = stack
         self._version = _version(stack)
-        if not is_dense(stack[0]):
+        first = stack[0]
+        if not is_dense(first):
             stack = stack.contiguous()
-        self._by_slot: tuple[Tensor, ...] = stack.unbind()
+            first = stack[0]
+        self._stack = stack
+        self._shape_of_row = first.shape, first.stride()
         self.matrix = stack.as_strided((len(stack), self.num_columns), (stack.stride(0), 1))
         self._out: Tensor | None = None
 
     def view(self, parameter: Tensor, slot: int) -> Tensor:
         """A task's gradient, to be read."""
-        return self._by_slot[slot]
+        return self._stack[slot]
 
     def out(self, used: Tensor) -> Tensor:  # [P]
         """Memory for the combined gradient, since none of the rows is ours."""
@@ -47,9 +50,9 @@ class GivenRows(Rows):
     def lend(self, parameter: Tensor, slot: int) -> Tensor:
         """The combined gradient, in the memory order that autograd promises for the parameter."""
         assert self._out is not None
-        row = self._by_slot[0]
-        combined = self._out.as_strided(row.shape, row.stride())
-        return combined if row.stride() == strides_of(parameter) else copied(parameter, combined)
+        shape, strides = self._shape_of_row
+        combined = self._out.as_strided(shape, strides)
+        return combined if strides == strides_of(parameter) else copied(parameter, combined)
 
     def check_unchanged(self) -> None:
         """Refuses gradients that were written to since they were given.
