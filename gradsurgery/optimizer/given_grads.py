@@ -236,6 +236,8 @@ def losses_by_task(losses: GivenLosses, names: Sequence[Hashable] | None) -> dic
         raise TypeError(
             f"losses: must be a tensor [T], a list or a mapping, got {type(losses).__name__}"
         )
+    if isinstance(losses, Tensor) and losses.dim() != 1:
+        raise ValueError(f"losses: must be a tensor [T], got shape {tuple(losses.shape)}")
     if isinstance(losses, Mapping):
         given, expected = dict(losses), set(losses if names is None else names)
     else:

@@ -23,6 +23,7 @@ from benchmarks.speed import (
     bench_steps,
     capture,
     compiled,
+    joint,
     kernels,
     steps,
     surgery,
@@ -37,7 +38,15 @@ from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.methods import METHODS, TORCHJD, Ours, TorchJD, pcgrad
 from benchmarks.speed.surgery import Gradients
 from benchmarks.speed.targets import Finding, Settings, Target
-from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, PooledEncoder, make_bert, make_mlp
+from benchmarks.speed.workloads import (
+    BERT_BASE,
+    MINILM,
+    TINY,
+    PooledEncoder,
+    make_bert,
+    make_joint_control,
+    make_mlp,
+)
 from gradsurgery import PCGrad
 from tests import oracle
 
@@ -87,6 +96,13 @@ def test_every_method_gives_the_answer_that_it_promises(size, name):
     for _ in range(2):
         assert check(method) < 1e-5
     assert (method.orders() is None) == (name in ("plain", "loss-sum", "loss-sum monitor"))
+
+
+@pytest.mark.parametrize("name", joint.METHODS)
+def test_every_method_on_a_joint_batch_gives_the_answer_that_it_promises(name):
+    method = joint.METHODS[name](make_joint_control(3, 8, 2))
+    assert check(method) < 1e-5
+    assert (method.orders() is None) == (name in ("joint batch", "plain loop"))
 
 
 def test_orders_matter_to_the_check():

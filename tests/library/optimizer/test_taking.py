@@ -343,6 +343,22 @@ def test_what_two_takes_and_blocks_leave_adds_up():
                 assert torch.allclose(got, right, rtol=1e-12), (first, second)
 
 
+def test_losses_that_come_after_a_stack_add_up_with_it():
+    found = []
+    for kind in ("take", "backward"):
+        model = Net()
+        optimizer = make(PCGrad, model)
+        optimizer.take(stacked(model, *batch(0)))
+        if kind == "take":
+            optimizer.take(stacked(model, *batch(1)))
+            optimizer.surgery()
+        else:
+            optimizer.backward([loss_of(model, *parts) for parts in zip(*batch(1), strict=True)])
+        found.append([parameter.grad for parameter in model.parameters()])
+    for got, expected in zip(*found, strict=True):
+        assert torch.allclose(got, expected, rtol=1e-12)
+
+
 def test_stacks_for_different_parameters_stay_apart_in_one_step():
     model = Net()
     optimizer = make(PCGrad, model)
@@ -601,7 +617,13 @@ REFUSED = {
     ),
     "two losses": (lambda m: {"grads": of(m), "losses": torch.ones(2)}, ValueError, "got 2"),
     "no losses": (lambda m: {"grads": of(m), "losses": "abc"}, TypeError, "got str"),
-    "vectors": (lambda m: {"grads": of(m), "losses": torch.ones(3, 2)}, ValueError, "be scalars"),
+    "vectors": (
+        lambda m: {"grads": of(m), "losses": torch.ones(3, 2)}, ValueError, r"got shape .3, 2",
+    ),
+    "a scalar": (lambda m: {"grads": of(m), "losses": torch.ones(())}, ValueError, "tensor .T."),
+    "vectors in a list": (
+        lambda m: {"grads": of(m), "losses": [torch.ones(2)] * 3}, ValueError, "be scalars",
+    ),
     "parameters": (lambda m: {"grads": of(m), "parameters": ["first"]}, TypeError, "got str"),
 }  # fmt: skip
 
