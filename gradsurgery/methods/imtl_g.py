@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,17 +13,22 @@ from gradsurgery.method import Method, Seen
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
 from gradsurgery.solvers.cosines import cosines, poisoned, times
-from gradsurgery.solvers.impartial import impartial
+from gradsurgery.solvers.impartial import damping, impartial
+from gradsurgery.solvers.plain import Matrix, lengths_of, on_host, solved
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _VANISHING = 1e-12  # of a sum, in units of its absolute terms
+_UNDAMPED = 3000  # times the damping, over e: there it changes inverses by less than 1e-12
 
 
 def imtl_g_weights(
-    gram: Tensor, *, noise: float | None = None
-) -> Tensor:  # [..., T, T] -> [..., T]
+    gram: Tensor,  # [..., T, T]
+    *,
+    noise: float | None = None,
+    fixed: bool | None = None,
+) -> Tensor:  # [..., T]
     r"""Weights, of sum 1, of the update whose projections onto the gradients are equally long.
 
     .. math::
@@ -35,6 +41,7 @@ def imtl_g_weights(
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
         noise: relative error of an inner product; by default the precision of ``gram``'s type.
+        fixed: whether to do a fixed amount of work; by default away from the CPU.
 
     Returns:
         Weights ``[..., T]``.
@@ -46,12 +53,28 @@ def imtl_g_weights(
 
     Source: Liyang Liu et al., "Towards Impartial Multi-task Learning", 2021.
     """
+    usual = on_host(gram, partial(_imtl_g_of, damping=damping(gram, noise)), fixed=fixed)
+    if usual is not None:
+        return usual
     found = cosines(gram, noise)
     weights = impartial(found, noise) / found.lengths
     total = weights.sum(-1, keepdim=True)
     vanishes = total.abs() <= _VANISHING * weights.abs().sum(-1, keepdim=True)
     weights = torch.where(vanishes, 0, weights / torch.where(vanishes, 1, total))
     return poisoned(weights, gram)
+
+
+def _imtl_g_of(gram: Matrix, damping: float) -> list[float] | None:
+    lengths = lengths_of(gram)
+    found = lengths and solved(gram, lengths)
+    # The least eigenvalue of the cosines is above their determinant / e.
+    if not found or not found[1] > _UNDAMPED * damping:
+        return None
+    weights = found[0]
+    total = sum(weights)
+    if not abs(total) > _VANISHING * sum(map(abs, weights)):
+        return None
+    return [weight / total for weight in weights]
 
 
 def config_weights(

@@ -31,7 +31,7 @@ METHODS = {
     "fairgrad": lambda gram, **more: fairgrad_weights(gram, 2.0, **more),
     "sdmgrad": sdmgrad_weights,
     "aligned_mtl": aligned_mtl_weights,
-    "imtl_g": lambda gram, fixed=None: imtl_g_weights(gram),
+    "imtl_g": imtl_g_weights,
     "config": lambda gram, fixed=None: config_weights(gram),
 }
 PROGRAMS = ("mgda", "upgrad", "dualproj", "cagrad", "sdmgrad")
