@@ -32,7 +32,7 @@ METHODS = {
     "sdmgrad": sdmgrad_weights,
     "aligned_mtl": aligned_mtl_weights,
     "imtl_g": imtl_g_weights,
-    "config": lambda gram, fixed=None: config_weights(gram),
+    "config": config_weights,
 }
 PROGRAMS = ("mgda", "upgrad", "dualproj", "cagrad", "sdmgrad")
 
