@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from benchmarks.multitask_bert.page.markdown import table
 from benchmarks.speed.measure import Action, interleaved
-from gradsurgery import (
-    aligned_mtl_weights,
-    cagrad_weights,
-    dualproj_weights,
-    fairgrad_weights,
-    imtl_g_weights,
-    mgda_weights,
-    sdmgrad_weights,
-    upgrad_weights,
-)
+from benchmarks.speed.methods import FAMILY, Member, Weighting
 
 NUM_TASKS = (3, 8, 40)
 _NUM_MATRICES = 8
-_NOT_INSTALLED = "not installed"
-
-Weighting = Callable[[Tensor], Tensor]  # [T, T] -> [T]
-
-OURS: dict[str, Weighting] = {
-    "MGDA": mgda_weights,
-    "UPGrad": upgrad_weights,
-    "DualProj": dualproj_weights,
-    "CAGrad": cagrad_weights,
-    "FairGrad at 2": lambda gram: fairgrad_weights(gram, 2.0),
-    "SDMGrad": sdmgrad_weights,
-    "IMTL-G": imtl_g_weights,
-    "Aligned-MTL": aligned_mtl_weights,
-}
-_PEERS: dict[str, tuple[str, dict[str, float]]] = {
-    "MGDA": ("MGDAWeighting", {}),
-    "UPGrad": ("UPGradWeighting", {}),
-    "DualProj": ("DualProjWeighting", {}),
-    "CAGrad": ("CAGradWeighting", {"c": 0.4}),
-    "FairGrad at 2": ("FairGradWeighting", {"alpha": 2.0}),
-    "SDMGrad": ("SDMGradWeighting", {}),
-    "IMTL-G": ("IMTLGWeighting", {}),
-    "Aligned-MTL": ("AlignedMTLWeighting", {}),
-}
 
 
-def peer(name: str) -> Weighting | None:
-    """TorchJD's weighting of a method; None where it, or what it needs, is not installed."""
-    kind, options = _PEERS[name]
+def peer(member: Member, example: Tensor) -> Weighting | None:  # [T, T]
+    """TorchJD's way to a method; None where there is none, or what it needs is not installed."""
+    if member.peer is None:
+        return None
     try:
-        made: Weighting = getattr(importlib.import_module("torchjd.aggregation"), kind)(**options)
-    except ImportError:
+        made = member.peer(len(example))
+        made(example)
+    except (ImportError, NameError):  # the second where it was imported without
         return None
     return made
 
@@ -68,21 +36,22 @@ def compare(num_tasks: Sequence[int] = NUM_TASKS, *, rounds: int, seed: int = 0)
         seed: of the gradients.
     """
     lines = []
-    for name, ours in OURS.items():
-        theirs = peer(name)
+    for member in FAMILY.values():
         for size in num_tasks:
             generator = torch.Generator().manual_seed(seed)
             rows = torch.randn(
                 _NUM_MATRICES, size, 3 * size + 5, generator=generator, dtype=torch.float64
             )
-            grams = list(rows @ rows.mT)
-            actions = {"ours": _over(grams, ours)}
+            grams = rows @ rows.mT
+            shown = torch.linalg.cholesky(grams) if member.of_rows else grams
+            theirs = peer(member, shown[0])
+            actions = {"ours": _over(list(grams), member.weights)}
             if theirs is not None:
-                actions["theirs"] = _over(grams, theirs)
+                actions["theirs"] = _over(list(shown), theirs)
             times = interleaved(actions, rounds=rounds)
-            line = [name, str(size), f"{times.of('ours').scaled(1e3 / len(grams)):.3f}"]
+            line = [member.title, str(size), f"{times.of('ours').scaled(1e3 / len(grams)):.3f}"]
             if theirs is None:
-                line += [_NOT_INSTALLED, ""]
+                line += ["none" if member.peer is None else "not installed", ""]
             else:
                 line.append(f"{times.of('theirs').scaled(1e3 / len(grams)):.3f}")
                 line.append(f"{times.ratio('ours', to='theirs'):.2f}")

@@ -32,8 +32,8 @@ METHODS = {
     "fairgrad": lambda gram, **more: fairgrad_weights(gram, 2.0, **more),
     "sdmgrad": sdmgrad_weights,
     "aligned_mtl": aligned_mtl_weights,
-    "imtl_g": lambda gram, fixed=None: imtl_g_weights(gram),
-    "config": lambda gram, fixed=None: config_weights(gram),
+    "imtl_g": imtl_g_weights,
+    "config": config_weights,
 }
 PROGRAMS = ("mgda", "upgrad", "dualproj", "cagrad", "sdmgrad")
 
