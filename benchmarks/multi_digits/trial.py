@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
 from torch.nn.functional import cross_entropy
 
-import gradsurgery
 from benchmarks.multi_digits.digits import TASKS, Digits, held_out_digits, training_digits
 from benchmarks.multi_digits.network import Network
 from benchmarks.multitask_bert.methods import METHODS
+from gradsurgery import MultiTaskOptimizer
 
 
 @dataclass(frozen=True)
@@ -113,13 +114,13 @@ def accuracy(network: Network, digits: Digits) -> tuple[float, ...]:
     )
 
 
-def _optimizer(network: Network, trial: Trial) -> gradsurgery.MultiTaskOptimizer:
+def _optimizer(network: Network, trial: Trial) -> MultiTaskOptimizer:
     method = METHODS[trial.method]
     options: dict[str, Any] = {"seed": trial.seed} if method.is_surgery else {}
     base = torch.optim.Adam(network.parameters(), lr=trial.lr)
-    make: type[gradsurgery.MultiTaskOptimizer] = getattr(gradsurgery, method.optimizer)
+    make: type[MultiTaskOptimizer] = getattr(import_module("gradsurgery"), method.optimizer)
     return make(base, tasks=TASKS, **options)
 
 
-def _conflicts(optimizer: gradsurgery.MultiTaskOptimizer) -> float | None:
+def _conflicts(optimizer: MultiTaskOptimizer) -> float | None:
     return optimizer.diagnostics.summary().get(f"conflict_rate/{'~'.join(TASKS)}")
