@@ -6,14 +6,26 @@ from gradsurgery.method import Method, Seen
 from gradsurgery.methods.aligned_mtl import AlignedMTL, aligned_mtl_weights
 from gradsurgery.methods.cagrad import CAGrad, cagrad_weights
 from gradsurgery.methods.db_mtl import DBMTL, dbmtl_weights
+from gradsurgery.methods.dwa import DWA, dwa_weights
+from gradsurgery.methods.famo import FAMO, famo_weights
 from gradsurgery.methods.gradvac import GradVac, gradvac_weights
 from gradsurgery.methods.imtl_g import IMTLG, ConFIG, config_weights, imtl_g_weights
 from gradsurgery.methods.mgda import MGDA, mgda_weights
 from gradsurgery.methods.nash_mtl import FairGrad, NashMTL, fairgrad_weights, nash_mtl_weights
 from gradsurgery.methods.order import projection_order
 from gradsurgery.methods.pcgrad import PCGrad, pcgrad_coefficients, pcgrad_weights
+from gradsurgery.methods.rlw import RLW
+from gradsurgery.methods.scalar import (
+    GLS,
+    STCH,
+    ScaleInvariant,
+    gls_weights,
+    scale_invariant_weights,
+    stch_weights,
+)
 from gradsurgery.methods.sdmgrad import SDMGrad, sdmgrad_weights
 from gradsurgery.methods.sums import LossSum, WeightedSum
+from gradsurgery.methods.uncertainty import IMTLL, UncertaintyWeighting
 from gradsurgery.methods.upgrad import DualProj, UPGrad, dualproj_weights, upgrad_weights
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.sampling.loader import MultiTaskLoader
@@ -24,8 +36,14 @@ __version__ = "0.1.0"
 
 __all__ = [
     "DBMTL",
+    "DWA",
+    "FAMO",
+    "GLS",
     "IMTLG",
+    "IMTLL",
     "MGDA",
+    "RLW",
+    "STCH",
     "AlignedMTL",
     "Annealed",
     "CAGrad",
@@ -43,12 +61,14 @@ __all__ = [
     "Proportional",
     "RoundRobin",
     "SDMGrad",
+    "ScaleInvariant",
     "Seen",
     "Sequential",
     "Shuffled",
     "TaskSampler",
     "Temperature",
     "UPGrad",
+    "UncertaintyWeighting",
     "WeightedSum",
     "__version__",
     "aligned_mtl_weights",
@@ -57,7 +77,10 @@ __all__ = [
     "config_weights",
     "dbmtl_weights",
     "dualproj_weights",
+    "dwa_weights",
     "fairgrad_weights",
+    "famo_weights",
+    "gls_weights",
     "gradvac_weights",
     "gram_matrix",
     "imtl_g_weights",
@@ -66,6 +89,8 @@ __all__ = [
     "pcgrad_coefficients",
     "pcgrad_weights",
     "projection_order",
+    "scale_invariant_weights",
     "sdmgrad_weights",
+    "stch_weights",
     "upgrad_weights",
 ]

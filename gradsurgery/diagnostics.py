@@ -56,6 +56,8 @@ class Diagnostics:
         self._weights: Tensor | None = None
         self._coefficients: Tensor | None = None
         self._group_grams: Tensor | None = None
+        self._numbers: dict[str, Tensor] = {}  # [N] each
+        self._number_names: tuple[Hashable, ...] = ()
         self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
         self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
 
@@ -100,6 +102,10 @@ class Diagnostics:
         """Takes note of the inner products over groups of parameters in the same surgery."""
         self.group_names, self._group_grams = tuple(names), grams
 
+    def record_numbers(self, names: Sequence[Hashable], numbers: Mapping[str, Tensor]) -> None:
+        """Takes note of what a method keeps of each of the N named tasks, ``[N]`` each."""
+        self._number_names, self._numbers = tuple(names), dict(numbers)
+
     def count_nonfinite(self, failed: Tensor) -> None:  # [N]
         """Counts a gradient of each of the N tasks that ``failed``, ``[N]`` booleans."""
         if self._nonfinite is not None and len(self._nonfinite) == len(failed):
@@ -133,6 +139,13 @@ class Diagnostics:
     @property
     def group_grams(self) -> Tensor:  # [K, T, T]
         return _recorded(self._group_grams, "a surgery with groups; call optimizer.watch() first")
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:  # [N] each
+        """What the method has learned or remembers of each of the N tasks, ``[N]`` over
+        ``task_names``, by what it is, such as ``"log_variance"``; empty before the first step and
+        for methods that keep nothing."""
+        return {name: numbers.clone() for name, numbers in self._numbers.items()}
 
     @property
     def norms(self) -> Tensor:  # [T]
@@ -186,22 +199,29 @@ class Diagnostics:
         Returns:
             ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a`` (the mean over the units),
             ``cosine/a~b`` and ``conflict_rate/a~b``; of PCGrad ``norm_after/a``, and for each
-            watched group ``cosine@group/a~b``. Names that look alike, such as ``1`` and ``"1"``,
+            watched group ``cosine@group/a~b``; and of a method that keeps numbers of the tasks
+            those, as ``log_variance/a``. Names that look alike, such as ``1`` and ``"1"``,
             are written as in Python: ``norm/1`` and ``norm/'1'``. Empty before the first surgery.
         """
         if self._weights is None:
             return {}
         alone = [(task,) for task in self.tasks]
         named: list[tuple[str, tuple[Hashable, ...]]] = []  # kinds and tasks of the numbers
+        numbers = list(self._numbers.values())
+        met = self._number_names
+        of_numbers = [(f"{kind}/", (task,)) for kind in self._numbers for task in met]
         if self._grams is None:
-            keys = _keys([("weight/", (task,)) for task in self.tasks])
-            return dict(zip(keys, self._weights.mean(0).tolist(), strict=True))
+            keys = _keys([*(("weight/", task) for task in alone), *of_numbers])
+            values = [self._weights.mean(0), *numbers]
+            return dict(zip(keys, _read(values), strict=True))
         named += [("norm/", task) for task in alone] + [("weight/", task) for task in alone]
         weights = _recorded(self._weights).mean(0)
         values = [self.norm_before[None], self.norm_after[None], self.norms, weights]
         if self._coefficients is not None:
             named += [("norm_after/", task) for task in alone]
             values.append(self.norms_after)
+        named += of_numbers
+        values += numbers
         matrices = [
             ("cosine", self.cosines, self.tasks),
             ("conflict_rate", self.conflict_rate, self.task_names),
@@ -219,7 +239,7 @@ class Diagnostics:
             upper += [num_entries + i * num + j for i, j in pairs]
             num_entries += num * num
             values.append(matrix.flatten())
-        read = torch.cat([value.to(torch.float64) for value in values]).tolist()
+        read = _read(values)
         keys = ["norm_before", "norm_after", *_keys(named)]
         places = [*range(num_before), *upper]
         return {key: read[place] for key, place in zip(keys, places, strict=True)}
@@ -304,6 +324,12 @@ def _recorded(
     if value is None:
         raise ValueError(f"diagnostics: nothing to read before {what}")
     return value
+
+
+def _read(values: Sequence[Tensor]) -> list[float]:
+    """Reads several vectors in one wait for the device."""
+    read: list[float] = torch.cat([value.to(torch.float64) for value in values]).tolist()
+    return read
 
 
 def _keys(named: Sequence[tuple[str, tuple[Hashable, ...]]]) -> list[str]:

@@ -23,6 +23,7 @@ from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.method import FromGram, Method, Weighting
 from gradsurgery.optimizer.features import check_features
 from gradsurgery.optimizer.gathering import Gathering
+from gradsurgery.optimizer.learning import Learning
 from gradsurgery.optimizer.losses import GivenLosses, Losses, check_one_list
 from gradsurgery.optimizer.nonfinite import Guard, OnNonfinite
 from gradsurgery.optimizer.proxy import Proxy, delegated
@@ -78,6 +79,8 @@ class MultiTaskOptimizer(Proxy):
             surgery is then that of the gradients' mean over them. It replaces the averaging of
             ``DistributedDataParallel``, and every process must call :meth:`surgery` and
             :meth:`step` equally often. Not for sharded parameters, which need nothing.
+        grad_scaler: the ``GradScaler`` that scales the losses, if one does, for a method that looks
+            at losses: it sees them unscaled. May be set later too; it is not copied.
         monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart.
         warn: whether to warn, once each, of a step on gradients that had not two tasks, and so no
             surgery; of a new task after many steps without one, where ``tasks`` are not declared;
@@ -116,6 +119,7 @@ class MultiTaskOptimizer(Proxy):
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
         monitor: bool = False,
         warn: bool = True,
     ) -> None:
@@ -123,7 +127,9 @@ class MultiTaskOptimizer(Proxy):
         check_choice("on_nonfinite", on_nonfinite, ("propagate", "raise", "skip_task", "skip_step"))
         check_floating("buffer_dtype", buffer_dtype)
         declared = None if tasks is None else list(tasks)
-        self._witness = Witness(type(self).__name__, warn, declared)
+        method = weighting if isinstance(weighting, Method) else FromGram(weighting)
+        least = 2 if method.needs_gram else 1
+        self._witness = Witness(type(self).__name__, warn, declared, least)
         self._tasks = Tasks(declared, self._witness.met_new)
         self.shared = None if shared is None else parameters_in("shared", shared, base)
         if shared is not None and scope == "all":
@@ -139,7 +145,7 @@ class MultiTaskOptimizer(Proxy):
         self.diagnostics = Diagnostics()
         self._surgery = Surgery(
             base,
-            weighting if isinstance(weighting, Method) else FromGram(weighting),
+            method,
             self._tasks,
             self.diagnostics,
             reduction=reduction,
@@ -150,7 +156,9 @@ class MultiTaskOptimizer(Proxy):
             start_step=start_step,
             fused=fused,
             monitor=monitor,
+            fills_losses=on_nonfinite == "skip_task",
         )
+        self._surgery.grad_scaler = grad_scaler
         seal = Seal(self._witness.found_early, is_wanted=warn)
         self._step = Step(GradientBuffer(buffer_dtype), seal)
         self._replicas = None if process_group is None else Replicas(process_group)
@@ -165,6 +173,9 @@ class MultiTaskOptimizer(Proxy):
             self._witness,
             self.shared,
         )
+        self._learning = Learning(
+            self._parameters, self._tasks, self._surgery, self.diagnostics, self._replicas
+        )
 
     on_nonfinite = delegated("_guard", "choice")
     reduction = delegated("_surgery", "reduction")
@@ -174,6 +185,7 @@ class MultiTaskOptimizer(Proxy):
     every = delegated("_surgery", "every")
     start_step = delegated("_surgery", "start_step")
     monitor = delegated("_surgery", "monitor")
+    grad_scaler = delegated("_surgery", "grad_scaler")
 
     @property
     def seed(self) -> int:
@@ -353,6 +365,7 @@ class MultiTaskOptimizer(Proxy):
                 self._operate(mean)
             finally:
                 mean.clear()
+        self._surgery.settle(self._step)
 
     def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
         """Performs surgery on what is still kept apart, then the base optimizer's step.
@@ -373,6 +386,7 @@ class MultiTaskOptimizer(Proxy):
         """
         step = self._step
         step.check_closed("step()")
+        self._learning.check_scaler()
         if self.on_nonfinite == "skip_step":
             if closure is not None:
                 raise ValueError(
@@ -390,6 +404,7 @@ class MultiTaskOptimizer(Proxy):
         with step.second_order_explained(self.base, even_without_graph=closure is None):
             result = self._step_base(closure, self._with_surgery, **options)
         if step.counts:
+            self._learning.learn(step)
             self._surgery.clock.tick()
         step.end()
         self._witness.end()
@@ -401,6 +416,7 @@ class MultiTaskOptimizer(Proxy):
         def evaluate() -> Any:
             # The base optimizer may have replaced what was averaged over processes.
             self._step.averaged.clear()
+            self._step.all_losses.clear()
             loss = closure()
             self.surgery()
             self._testify()
@@ -408,6 +424,23 @@ class MultiTaskOptimizer(Proxy):
             return loss
 
         return evaluate
+
+    def look_again(self, losses: GivenLosses) -> None:
+        """Shows the method the losses of a step's examples after the step, as :class:`FAMO` needs.
+
+        Call it between :meth:`step` and the next backward, with losses of the same examples; they
+        need no graph. After a step that was left out it does nothing.
+
+        Args:
+            losses: as in :meth:`backward`, without a generator.
+
+        Raises:
+            TypeError: a loss is not a tensor.
+            ValueError: a loss is not a scalar, their number is not that of the declared tasks, or
+                the method does not look twice.
+        """
+        self._step.check_closed("look_again()")
+        self._learning.look_again(losses)
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
         """Lets the diagnostics tell conflicts in groups of parameters apart, such as layers.

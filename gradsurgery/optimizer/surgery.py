@@ -17,7 +17,7 @@ from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.places import picked
 from gradsurgery.gradients.rows import Units
-from gradsurgery.gradients.shards import local
+from gradsurgery.gradients.shards import local, mean_everywhere
 from gradsurgery.method import Method, Seen, check_state
 from gradsurgery.optimizer.last_weights import LastWeights
 from gradsurgery.optimizer.step import Clock, Handling, Step
@@ -39,6 +39,8 @@ class Surgery:
         diagnostics: told of every surgery.
         reduction, scope, granularity, seed, every, start_step, fused, monitor: as in
             :class:`gradsurgery.MultiTaskOptimizer`.
+        fills_losses: whether the method sees the mean of the others instead of a loss that is not
+            finite.
 
     Raises:
         TypeError, ValueError: an option is out of its range.
@@ -59,6 +61,7 @@ class Surgery:
         start_step: int,
         fused: bool | None,
         monitor: bool,
+        fills_losses: bool = False,
     ) -> None:
         check_choice("reduction", reduction, ("sum", "mean"))
         check_choice("scope", scope, ("shared", "all"))
@@ -77,6 +80,8 @@ class Surgery:
         self.start_step = check_integer("start_step", start_step, at_least=0)
         self.fused = fused
         self.monitor = monitor
+        self.grad_scaler: torch.amp.GradScaler | None = None
+        self._fills_losses = fills_losses
         self.clock = Clock(check_integer("seed", seed))
         self.watched: dict[str, list[Tensor]] = {}  # parameters by a name of the group
         self._base = base
@@ -90,10 +95,17 @@ class Surgery:
             return "weighted" if self.monitor else "plain"
         if self.method.has_fixed_weights:
             return "weighted"
-        since = self.clock.num_steps - self.start_step
-        if since < 0:
+        if not self.has_begun:
             return "plain"
+        if self.knows_weights:
+            return "weighted"
+        since = self.clock.num_steps - self.start_step
         return "apart" if since % self.every == 0 or not self._last else "weighted"
+
+    @property
+    def has_begun(self) -> bool:
+        """Tells whether the steps of plain loss sum are over."""
+        return self.clock.num_steps >= self.start_step
 
     @property
     def sees_each_task(self) -> bool:
@@ -104,6 +116,13 @@ class Surgery:
     def weighs_losses(self) -> bool:
         """Tells whether the method's weights go on the losses, before any backward."""
         return not (self.method.needs_gram or self.method.has_fixed_weights)
+
+    @property
+    def knows_weights(self) -> bool:
+        """Tells whether each task's weight is known before its loss. A share of the mean is not:
+        it depends on how many tasks take part."""
+        is_known = self.weighs_losses and self.method.has_known_weights
+        return is_known and self.reduction == "sum" and self.has_begun
 
     def weigh_losses(self, losses: Mapping[int, Tensor]) -> Tensor:  # [T]
         """Asks the method for the weights of some losses, by task in order of their numbers."""
@@ -129,6 +148,14 @@ class Surgery:
 
     def scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
         """Multiplies a task's gradients by its weight, in place, where they are not kept apart."""
+        if self.knows_weights:
+            weights, _ = self.weigh(None, [task], {}, next(iter(grads.values())).device)
+            alike: dict[torch.device, list[Tensor]] = {}
+            for grad in grads.values():
+                alike.setdefault(grad.device, []).append(local(grad))
+            for device, scaled in alike.items():
+                torch._foreach_mul_(scaled, weights[0, 0].to(device, non_blocking=True))
+            return
         if not self.method.has_fixed_weights:
             self._last.scale(task, grads, mean=self.reduction == "mean")
             return
@@ -184,7 +211,9 @@ class Surgery:
             ), None
         seen = Seen(
             gram if method.needs_gram else None,
-            self._seen_losses(of_tasks, losses) if method.needs_losses else None,
+            self._seen_losses(of_tasks, losses)
+            if method.needs_losses and not method.has_known_weights
+            else None,
             tuple(of_tasks),
             tuple(self._tasks.names),
             self.clock.seed,
@@ -201,6 +230,30 @@ class Surgery:
                 f"{tuple(found.shape)}"
             )
         return found, None
+
+    def settle(self, step: Step) -> None:
+        """Tells the diagnostics of blocks that were weighed when they ended.
+
+        Raises:
+            ValueError: the loss of one must be known and is not.
+        """
+        if not step.weighed:
+            return
+        of_tasks = sorted(step.weighed)
+        if self.method.needs_losses:
+            self._check_shown(of_tasks, step.all_losses)
+        if not self.monitor:
+            device = next(self._parameters()).device
+            weights, _ = self.weigh(None, of_tasks, {}, device)
+            self.record(of_tasks, None, weights, None)
+        step.weighed.clear()
+
+    def unscaled(self, loss: Tensor) -> Tensor:  # []
+        """Gives a loss as the method sees it: without its graph and without ``GradScaler``."""
+        loss = loss.detach().view(())
+        if self.grad_scaler is None:
+            return loss.clone()  # what it is a view of may change before the method learns from it
+        return loss / self.grad_scaler.scale(torch.ones((), device=loss.device))
 
     def record(
         self,
@@ -274,15 +327,12 @@ class Surgery:
         """Adds the combined gradient to ``.grad``; weights are by slot."""
         if self.every > 1:
             self._last.keep(buffer, units, weights, alone=self.scope == "all")
-        reach_all = self.scope == "all" or not self.method.needs_gram
-        dot_grad.add(
-            buffer.combine(
-                self.kernels_for(buffer.touched()).combine_segments,
-                units,
-                self.reduced(weights),
-                weights if reach_all else None,
-            )
-        )
+        of_shared = self.reduced(weights)
+        of_alone = weights if self.scope == "all" else None
+        if not self.method.needs_gram:
+            of_alone = of_shared  # all of a loss is weighted
+        combine = self.kernels_for(buffer.touched()).combine_segments
+        dot_grad.add(buffer.combine(combine, units, of_shared, of_alone))
 
     def _units(self, buffer: GradientBuffer) -> Units:
         """Tells which parameters the method looks at together."""
@@ -295,6 +345,16 @@ class Surgery:
         return Units()
 
     def _seen_losses(self, of_tasks: Sequence[int], losses: Mapping[int, Tensor]) -> Tensor:  # [T]
+        self._check_shown(of_tasks, losses)
+        seen = mean_everywhere(torch.stack([losses[task] for task in of_tasks]), self._parameters())
+        if not self._fills_losses:
+            return seen
+        is_finite = seen.isfinite()
+        num_finite = is_finite.sum()
+        mean = torch.where(is_finite, seen, 0).sum() / num_finite
+        return torch.where(is_finite, seen, torch.where(num_finite > 0, mean, 1))
+
+    def _check_shown(self, of_tasks: Sequence[int], losses: Mapping[int, Tensor]) -> None:
         missing = [self._tasks.names[task] for task in of_tasks if task not in losses]
         if missing:
             raise ValueError(
@@ -302,7 +362,10 @@ class Surgery:
                 "optimizer.backward(losses), or `with optimizer.task(name) as block:` and "
                 "block.backward(loss)"
             )
-        return torch.stack([losses[task] for task in of_tasks])
+
+    def __getstate__(self) -> dict[str, Any]:
+        # A copy steps at times of its own, and needs a scaler of its own.
+        return {**vars(self), "grad_scaler": None}
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self._base.param_groups:
