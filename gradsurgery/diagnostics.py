@@ -319,7 +319,7 @@ class Diagnostics:
 
 def _recorded(
     value: Tensor | None,
-    what: str = "the first surgery; call step() first (LossSum and WeightedSum need monitor=True)",
+    what: str = "the first surgery; call step() first (methods on losses need monitor=True)",
 ) -> Tensor:
     if value is None:
         raise ValueError(f"diagnostics: nothing to read before {what}")

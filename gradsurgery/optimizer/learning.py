@@ -50,7 +50,7 @@ class Learning:
         method = self._surgery.method
         learns = type(method).learn is not Method.learn
         if learns and self._surgery.has_begun:
-            self._show(method.learn, step.all_losses)
+            self._show(method.learn, step.to_learn)
 
     @torch.no_grad()
     def look_again(self, losses: GivenLosses) -> None:

@@ -82,6 +82,8 @@ class Step:
             upon yet.
         losses: of the tasks, where the method asks for them, ``[]`` each: of what awaits surgery.
         all_losses: those of the whole step.
+        to_learn: those that the method learns from when the step has been taken, whatever a hook
+            forgets meanwhile.
         weighed: the tasks whose blocks were weighed when they ended.
     """
 
@@ -95,6 +97,7 @@ class Step:
     failed: dict[int, Tensor] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
     all_losses: dict[int, Tensor] = field(default_factory=dict)
+    to_learn: dict[int, Tensor] = field(default_factory=dict)
     weighed: set[int] = field(default_factory=set)
 
     def note(self, task: int, failed: Tensor) -> None:  # []

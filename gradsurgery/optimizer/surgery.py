@@ -232,11 +232,13 @@ class Surgery:
         return found, None
 
     def settle(self, step: Step) -> None:
-        """Tells the diagnostics of blocks that were weighed when they ended.
+        """Ends a surgery: keeps the losses to learn from, and tells the diagnostics of blocks that
+        were weighed when they ended.
 
         Raises:
             ValueError: the loss of one must be known and is not.
         """
+        step.to_learn = dict(step.all_losses)
         if not step.weighed:
             return
         of_tasks = sorted(step.weighed)
