@@ -338,6 +338,8 @@ class Surgery:
 
     def _units(self, buffer: GradientBuffer) -> Units:
         """Tells which parameters the method looks at together."""
+        if not self.method.needs_gram:
+            return Units()  # weights of losses are alike for all of them
         if self.granularity == "group":
             return Units(group["params"] for group in self._base.param_groups)
         if self.granularity == "tensor":
