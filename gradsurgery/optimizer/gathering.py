@@ -281,7 +281,7 @@ class Gathering:
             step.buffer,
             tasks_of,
             {p: outside.get(p) for p in parameters if p in with_outside},
-            self._surgery.scope == "all",
+            self._surgery.weighs_alone,
             replicas.group,
         )
         dot_grad.add(mean.outside)

@@ -55,7 +55,9 @@ class Learning:
     @torch.no_grad()
     def look_again(self, losses: GivenLosses) -> None:
         """Shows the losses of the step's examples after it."""
-        given = named(losses, self._tasks.declared, have_graphs=False)
+        is_nothing = isinstance(losses, Mapping) and not losses and self._replicas is not None
+        # Without examples here, while other processes have some.
+        given = {} if is_nothing else named(losses, self._tasks.declared, have_graphs=False)
         by_task = {
             self._tasks.number(self._tasks.check(name)): self._surgery.unscaled(loss)
             for name, loss in given.items()

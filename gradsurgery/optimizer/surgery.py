@@ -118,6 +118,11 @@ class Surgery:
         return not (self.method.needs_gram or self.method.has_fixed_weights)
 
     @property
+    def weighs_alone(self) -> bool:
+        """Tells whether parameters that one task alone reached are weighted like the others."""
+        return self.scope == "all" or self.weighs_losses
+
+    @property
     def knows_weights(self) -> bool:
         """Tells whether each task's weight is known before its loss. A share of the mean is not:
         it depends on how many tasks take part."""
