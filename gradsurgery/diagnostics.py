@@ -57,7 +57,6 @@ class Diagnostics:
         self._coefficients: Tensor | None = None
         self._group_grams: Tensor | None = None
         self._numbers: dict[str, Tensor] = {}  # [N] each
-        self._number_names: tuple[Hashable, ...] = ()
         self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
         self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
 
@@ -102,9 +101,9 @@ class Diagnostics:
         """Takes note of the inner products over groups of parameters in the same surgery."""
         self.group_names, self._group_grams = tuple(names), grams
 
-    def record_numbers(self, names: Sequence[Hashable], numbers: Mapping[str, Tensor]) -> None:
-        """Takes note of what a method keeps of each of the N named tasks, ``[N]`` each."""
-        self._number_names, self._numbers = tuple(names), dict(numbers)
+    def record_numbers(self, numbers: Mapping[str, Tensor]) -> None:
+        """Takes note of what a method keeps of each of the N tasks, ``[N]`` each."""
+        self._numbers = dict(numbers)
 
     def count_nonfinite(self, failed: Tensor) -> None:  # [N]
         """Counts a gradient of each of the N tasks that ``failed``, ``[N]`` booleans."""
@@ -142,9 +141,8 @@ class Diagnostics:
 
     @property
     def numbers(self) -> dict[str, Tensor]:  # [N] each
-        """What the method has learned or remembers of each of the N tasks, ``[N]`` over
-        ``task_names``, by what it is, such as ``"log_variance"``; empty before the first step and
-        for methods that keep nothing."""
+        """What the method keeps of each task, ``[N]`` over ``task_names``, by what it is, such as
+        ``"log_variance"``; empty before the first step, and for methods that keep nothing."""
         return {name: numbers.clone() for name, numbers in self._numbers.items()}
 
     @property
@@ -208,8 +206,11 @@ class Diagnostics:
         alone = [(task,) for task in self.tasks]
         named: list[tuple[str, tuple[Hashable, ...]]] = []  # kinds and tasks of the numbers
         numbers = list(self._numbers.values())
-        met = self._number_names
-        of_numbers = [(f"{kind}/", (task,)) for kind in self._numbers for task in met]
+        of_numbers = [
+            (f"{kind}/", (task,))
+            for kind, found in self._numbers.items()
+            for task in self.task_names[: len(found)]
+        ]
         if self._grams is None:
             keys = _keys([*(("weight/", task) for task in alone), *of_numbers])
             values = [self._weights.mean(0), *numbers]
@@ -326,10 +327,8 @@ def _recorded(
     return value
 
 
-def _read(values: Sequence[Tensor]) -> list[float]:
-    """Reads several vectors in one wait for the device."""
-    read: list[float] = torch.cat([value.to(torch.float64) for value in values]).tolist()
-    return read
+def _read(values: Sequence[Tensor]) -> Any:
+    return torch.cat([value.to(torch.float64) for value in values]).tolist()
 
 
 def _keys(named: Sequence[tuple[str, tuple[Hashable, ...]]]) -> list[str]:

@@ -175,7 +175,7 @@ class Gathering:
     def _note_loss(self, name: Hashable, loss: Tensor) -> None:
         """Shows a loss to a method that asks for losses."""
         if self._surgery.method.needs_losses:
-            self._step.note_loss(self._tasks.number(name), self._surgery.unscaled(loss))
+            self._step.note_loss(self._tasks.number(name), self._surgery.shown.unscaled(loss))
 
     def backward_all(self, losses: Losses, retain_graph: bool | None) -> None:
         """Back-propagates whatever :meth:`MultiTaskOptimizer.backward` is given."""
@@ -232,7 +232,7 @@ class Gathering:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         for name in losses:
             self._witness.met(name, in_grad=True)
-        seen = {task: self._surgery.unscaled(loss) for task, loss in by_task}
+        seen = {task: self._surgery.shown.unscaled(loss) for task, loss in by_task}
         weights = self._surgery.weigh_losses(seen)
         if self._surgery.method.needs_losses:
             self._step.note_all(seen)

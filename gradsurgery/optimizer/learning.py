@@ -59,7 +59,7 @@ class Learning:
         # Without examples here, while other processes have some.
         given = {} if is_nothing else named(losses, self._tasks.declared, have_graphs=False)
         by_task = {
-            self._tasks.number(self._tasks.check(name)): self._surgery.unscaled(loss)
+            self._tasks.number(self._tasks.check(name)): self._surgery.shown.unscaled(loss)
             for name, loss in given.items()
         }
         self._show(self._surgery.method.look_again, by_task)
@@ -71,7 +71,7 @@ class Learning:
             ValueError: with the remedy.
         """
         surgery = self._surgery
-        if surgery.grad_scaler is None and surgery.method.needs_losses and _steps_scaled():
+        if surgery.shown.grad_scaler is None and surgery.method.needs_losses and _steps_scaled():
             raise ValueError(
                 f"grad_scaler: must be given to {type(surgery.method).__name__}, which looks at "
                 "losses and must see them unscaled; set optimizer.grad_scaler = scaler before the "
@@ -97,7 +97,7 @@ class Learning:
                 clock.on(device),
             )
         )
-        self._diagnostics.record_numbers(names, self._surgery.method.numbers())
+        self._diagnostics.record_numbers(self._surgery.method.numbers())
 
     def _averaged(
         self, losses: Mapping[int, Tensor], replicas: Replicas, device: torch.device

@@ -28,6 +28,7 @@ from gradsurgery.optimizer.losses import GivenLosses, Losses, check_one_list
 from gradsurgery.optimizer.nonfinite import Guard, OnNonfinite
 from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
+from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Granularity, Surgery
 from gradsurgery.optimizer.task_block import TaskBlock
@@ -143,6 +144,10 @@ class MultiTaskOptimizer(Proxy):
             check_group(process_group, self._parameters(), self._tasks.names)
         self.process_group = process_group
         self.diagnostics = Diagnostics()
+        fills = on_nonfinite == "skip_task"
+        self._shown = ShownLosses(
+            self._parameters, self._tasks, fills=fills, grad_scaler=grad_scaler
+        )
         self._surgery = Surgery(
             base,
             method,
@@ -156,9 +161,8 @@ class MultiTaskOptimizer(Proxy):
             start_step=start_step,
             fused=fused,
             monitor=monitor,
-            fills_losses=on_nonfinite == "skip_task",
+            shown=self._shown,
         )
-        self._surgery.grad_scaler = grad_scaler
         seal = Seal(self._witness.found_early, is_wanted=warn)
         self._step = Step(GradientBuffer(buffer_dtype), seal)
         self._replicas = None if process_group is None else Replicas(process_group)
@@ -185,7 +189,7 @@ class MultiTaskOptimizer(Proxy):
     every = delegated("_surgery", "every")
     start_step = delegated("_surgery", "start_step")
     monitor = delegated("_surgery", "monitor")
-    grad_scaler = delegated("_surgery", "grad_scaler")
+    grad_scaler = delegated("_shown", "grad_scaler")
 
     @property
     def seed(self) -> int:

@@ -17,9 +17,10 @@ from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.places import picked
 from gradsurgery.gradients.rows import Units
-from gradsurgery.gradients.shards import local, mean_everywhere
+from gradsurgery.gradients.shards import local
 from gradsurgery.method import Method, Seen, check_state
 from gradsurgery.optimizer.last_weights import LastWeights
+from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Clock, Handling, Step
 from gradsurgery.optimizer.tasks import Tasks
 
@@ -39,8 +40,7 @@ class Surgery:
         diagnostics: told of every surgery.
         reduction, scope, granularity, seed, every, start_step, fused, monitor: as in
             :class:`gradsurgery.MultiTaskOptimizer`.
-        fills_losses: whether the method sees the mean of the others instead of a loss that is not
-            finite.
+        shown: makes of losses what the method sees.
 
     Raises:
         TypeError, ValueError: an option is out of its range.
@@ -61,7 +61,7 @@ class Surgery:
         start_step: int,
         fused: bool | None,
         monitor: bool,
-        fills_losses: bool = False,
+        shown: ShownLosses,
     ) -> None:
         check_choice("reduction", reduction, ("sum", "mean"))
         check_choice("scope", scope, ("shared", "all"))
@@ -80,8 +80,7 @@ class Surgery:
         self.start_step = check_integer("start_step", start_step, at_least=0)
         self.fused = fused
         self.monitor = monitor
-        self.grad_scaler: torch.amp.GradScaler | None = None
-        self._fills_losses = fills_losses
+        self.shown = shown
         self.clock = Clock(check_integer("seed", seed))
         self.watched: dict[str, list[Tensor]] = {}  # parameters by a name of the group
         self._base = base
@@ -216,7 +215,7 @@ class Surgery:
             ), None
         seen = Seen(
             gram if method.needs_gram else None,
-            self._seen_losses(of_tasks, losses)
+            self.shown.seen(of_tasks, losses)
             if method.needs_losses and not method.has_known_weights
             else None,
             tuple(of_tasks),
@@ -248,19 +247,12 @@ class Surgery:
             return
         of_tasks = sorted(step.weighed)
         if self.method.needs_losses:
-            self._check_shown(of_tasks, step.all_losses)
+            self.shown.check(of_tasks, step.all_losses)
         if not self.monitor:
             device = next(self._parameters()).device
             weights, _ = self.weigh(None, of_tasks, {}, device)
             self.record(of_tasks, None, weights, None)
         step.weighed.clear()
-
-    def unscaled(self, loss: Tensor) -> Tensor:  # []
-        """Gives a loss as the method sees it: without its graph and without ``GradScaler``."""
-        loss = loss.detach().view(())
-        if self.grad_scaler is None:
-            return loss.clone()  # what it is a view of may change before the method learns from it
-        return loss / self.grad_scaler.scale(torch.ones((), device=loss.device))
 
     def record(
         self,
@@ -352,29 +344,6 @@ class Surgery:
             if kept:
                 return Units([parameter] for parameter in self._parameters() if parameter in kept)
         return Units()
-
-    def _seen_losses(self, of_tasks: Sequence[int], losses: Mapping[int, Tensor]) -> Tensor:  # [T]
-        self._check_shown(of_tasks, losses)
-        seen = mean_everywhere(torch.stack([losses[task] for task in of_tasks]), self._parameters())
-        if not self._fills_losses:
-            return seen
-        is_finite = seen.isfinite()
-        num_finite = is_finite.sum()
-        mean = torch.where(is_finite, seen, 0).sum() / num_finite
-        return torch.where(is_finite, seen, torch.where(num_finite > 0, mean, 1))
-
-    def _check_shown(self, of_tasks: Sequence[int], losses: Mapping[int, Tensor]) -> None:
-        missing = [self._tasks.names[task] for task in of_tasks if task not in losses]
-        if missing:
-            raise ValueError(
-                f"losses: must be known to this method, those of the tasks {missing} are not; call "
-                "optimizer.backward(losses), or `with optimizer.task(name) as block:` and "
-                "block.backward(loss)"
-            )
-
-    def __getstate__(self) -> dict[str, Any]:
-        # A copy steps at times of its own, and needs a scaler of its own.
-        return {**vars(self), "grad_scaler": None}
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self._base.param_groups:
