@@ -196,25 +196,22 @@ class Diagnostics:
 
         Returns:
             ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a`` (the mean over the units),
-            ``cosine/a~b`` and ``conflict_rate/a~b``; of PCGrad ``norm_after/a``, and for each
-            watched group ``cosine@group/a~b``; and of a method that keeps numbers of the tasks
-            those, as ``log_variance/a``. Names that look alike, such as ``1`` and ``"1"``,
-            are written as in Python: ``norm/1`` and ``norm/'1'``. Empty before the first surgery.
+            ``cosine/a~b``, ``conflict_rate/a~b``; of PCGrad ``norm_after/a``; :attr:`numbers`, as
+            ``log_variance/a``; for each watched group ``cosine@group/a~b``. Names that look alike,
+            such as ``1`` and ``"1"``, are written as in Python: ``norm/1`` and ``norm/'1'``. Empty
+            before the first surgery.
         """
         if self._weights is None:
             return {}
         alone = [(task,) for task in self.tasks]
         named: list[tuple[str, tuple[Hashable, ...]]] = []  # kinds and tasks of the numbers
-        numbers = list(self._numbers.values())
-        of_numbers = [
-            (f"{kind}/", (task,))
-            for kind, found in self._numbers.items()
-            for task in self.task_names[: len(found)]
-        ]
+        numbers, of_numbers = list(self._numbers.values()), list(named)
+        for kind, kept in self._numbers.items():
+            of_numbers += [(f"{kind}/", (task,)) for task in self.task_names[: len(kept)]]
         if self._grams is None:
             keys = _keys([*(("weight/", task) for task in alone), *of_numbers])
-            values = [self._weights.mean(0), *numbers]
-            return dict(zip(keys, _read(values), strict=True))
+            found = torch.cat([v.to(torch.float64) for v in (self._weights.mean(0), *numbers)])
+            return dict(zip(keys, found.tolist(), strict=True))
         named += [("norm/", task) for task in alone] + [("weight/", task) for task in alone]
         weights = _recorded(self._weights).mean(0)
         values = [self.norm_before[None], self.norm_after[None], self.norms, weights]
@@ -240,7 +237,7 @@ class Diagnostics:
             upper += [num_entries + i * num + j for i, j in pairs]
             num_entries += num * num
             values.append(matrix.flatten())
-        read = _read(values)
+        read = torch.cat([value.to(torch.float64) for value in values]).tolist()
         keys = ["norm_before", "norm_after", *_keys(named)]
         places = [*range(num_before), *upper]
         return {key: read[place] for key, place in zip(keys, places, strict=True)}
@@ -325,10 +322,6 @@ def _recorded(
     if value is None:
         raise ValueError(f"diagnostics: nothing to read before {what}")
     return value
-
-
-def _read(values: Sequence[Tensor]) -> Any:
-    return torch.cat([value.to(torch.float64) for value in values]).tolist()
 
 
 def _keys(named: Sequence[tuple[str, tuple[Hashable, ...]]]) -> list[str]:

@@ -5,12 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
+from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.rows import Units
-from gradsurgery.gradients.shards import local
 
 
 class LastWeights:
@@ -59,13 +58,12 @@ class LastWeights:
         weights = self._of[task]
         of_shared = weights / len(self._of) if mean else weights
         for parameters, factors in ((self._shared, of_shared), (self._alone, weights)):
-            alike: dict[tuple[int, torch.device], list[Tensor]] = {}
+            alike: dict[int, list[Tensor]] = {}
             for parameter, grad in grads.items():
                 if parameter in parameters:
-                    kind = parameters[parameter], grad.device
-                    alike.setdefault(kind, []).append(local(grad))
-            for (unit, device), scaled in alike.items():
-                torch._foreach_mul_(scaled, factors[unit].to(device, non_blocking=True))
+                    alike.setdefault(parameters[parameter], []).append(grad)
+            for unit, scaled in alike.items():
+                dot_grad.multiply(scaled, factors[unit])
 
     def state_dict(self, parameters: Sequence[Tensor]) -> dict[str, Any]:
         """The weights, and the parameters by their places among all."""

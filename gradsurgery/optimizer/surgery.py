@@ -154,17 +154,10 @@ class Surgery:
         """Multiplies a task's gradients by its weight, in place, where they are not kept apart."""
         if self.knows_weights:
             weights, _ = self.weigh(None, [task], {}, next(iter(grads.values())).device)
-            alike: dict[torch.device, list[Tensor]] = {}
-            for grad in grads.values():
-                alike.setdefault(grad.device, []).append(local(grad))
-            for device, scaled in alike.items():
-                torch._foreach_mul_(scaled, weights[0, 0].to(device, non_blocking=True))
-            return
-        if not self.method.has_fixed_weights:
+            dot_grad.multiply(grads.values(), weights[0, 0])
+        elif not self.method.has_fixed_weights:
             self._last.scale(task, grads, mean=self.reduction == "mean")
-            return
-        weight = self.fixed_weight(task)
-        if weight != 1.0:
+        elif (weight := self.fixed_weight(task)) != 1.0:
             torch._foreach_mul_([local(grad) for grad in grads.values()], weight)
 
     def operate(self, buffer: GradientBuffer, step: Step) -> None:
@@ -185,6 +178,8 @@ class Surgery:
             gram = _by_task(gram, buffer)
         touched = buffer.touched()
         noise, device = self.noise_of(touched), touched[0].device
+        if self.method.needs_losses and step.handling == "apart":
+            self.shown.check(of_tasks, step.losses)
         weights, coefficients = self.weigh(gram, of_tasks, step.losses, device, noise)
         if self.watched and gram is not None:
             groups = Units(self.watched.values())
@@ -213,11 +208,10 @@ class Surgery:
             return torch.stack(
                 [like.new_full(like.shape, self.fixed_weight(task)) for task in of_tasks], -1
             ), None
+        sees_losses = method.needs_losses and not method.has_known_weights
         seen = Seen(
             gram if method.needs_gram else None,
-            self.shown.seen(of_tasks, losses)
-            if method.needs_losses and not method.has_known_weights
-            else None,
+            self.shown.seen(of_tasks, losses) if sees_losses else None,
             tuple(of_tasks),
             tuple(self._tasks.names),
             self.clock.seed,
@@ -237,20 +231,13 @@ class Surgery:
 
     def settle(self, step: Step) -> None:
         """Ends a surgery: keeps the losses to learn from, and tells the diagnostics of blocks that
-        were weighed when they ended.
-
-        Raises:
-            ValueError: the loss of one must be known and is not.
-        """
+        were weighed when they ended."""
         step.to_learn = dict(step.all_losses)
-        if not step.weighed:
-            return
         of_tasks = sorted(step.weighed)
         if self.method.needs_losses:
             self.shown.check(of_tasks, step.all_losses)
-        if not self.monitor:
-            device = next(self._parameters()).device
-            weights, _ = self.weigh(None, of_tasks, {}, device)
+        if of_tasks and not self.monitor:
+            weights, _ = self.weigh(None, of_tasks, {}, next(self._parameters()).device)
             self.record(of_tasks, None, weights, None)
         step.weighed.clear()
 

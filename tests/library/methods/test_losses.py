@@ -605,9 +605,10 @@ def test_the_loss_of_a_block_that_fails_counts_for_nothing(name):
         assert_equal(parameters_of(model), parameters_of(twin))
 
 
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
 @pytest.mark.parametrize("name", [name for name in LOSS_METHODS if name != "rlw"])
-def test_a_loss_that_was_not_shown_is_asked_for(name):
-    model, optimizer = make(name)
+def test_a_loss_that_was_not_shown_is_asked_for(name, reduction):
+    model, optimizer = make(name, reduction=reduction)
     before = parameters_of(model)
     for task, loss in model.losses(0).items():
         with optimizer.task(task):
