@@ -58,6 +58,7 @@ class Diagnostics:
         self._weights: Tensor | None = None
         self._coefficients: Tensor | None = None
         self._group_grams: Tensor | None = None
+        self._numbers: dict[str, Tensor] = {}  # [N] each
         self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
         self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
 
@@ -107,6 +108,10 @@ class Diagnostics:
         """Takes note of the inner products over groups of parameters in the same surgery."""
         self.group_names, self._group_grams = tuple(names), grams
 
+    def record_numbers(self, numbers: Mapping[str, Tensor]) -> None:
+        """Takes note of what a method keeps of each of the N tasks, ``[N]`` each."""
+        self._numbers = dict(numbers)
+
     def count_nonfinite(self, failed: Tensor) -> None:  # [N]
         """Counts a gradient of each of the N tasks that ``failed``, ``[N]`` booleans."""
         if self._nonfinite is not None and len(self._nonfinite) == len(failed):
@@ -140,6 +145,12 @@ class Diagnostics:
     @property
     def group_grams(self) -> Tensor:  # [K, T, T]
         return _recorded(self._group_grams, "a surgery with groups; call optimizer.watch() first")
+
+    @property
+    def numbers(self) -> dict[str, Tensor]:  # [N] each
+        """What the method keeps of each task, ``[N]`` over ``task_names``, by what it is, such as
+        ``"log_variance"``; empty before the first step, and for methods that keep nothing."""
+        return {name: numbers.clone() for name, numbers in self._numbers.items()}
 
     @property
     def norms(self) -> Tensor:  # [T]
@@ -192,23 +203,30 @@ class Diagnostics:
 
         Returns:
             ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a`` (the mean over the units),
-            ``cosine/a~b`` and ``conflict_rate/a~b``; of PCGrad ``norm_after/a``, and for each
-            watched group ``cosine@group/a~b``. Names that look alike, such as ``1`` and ``"1"``,
-            are written as in Python: ``norm/1`` and ``norm/'1'``. Empty before the first surgery.
+            ``cosine/a~b``, ``conflict_rate/a~b``; of PCGrad ``norm_after/a``; :attr:`numbers`, as
+            ``log_variance/a``; for each watched group ``cosine@group/a~b``. Names that look alike,
+            such as ``1`` and ``"1"``, are written as in Python: ``norm/1`` and ``norm/'1'``. Empty
+            before the first surgery.
         """
         if self._weights is None:
             return {}
         alone = [(task,) for task in self.tasks]
         named: list[tuple[str, tuple[Hashable, ...]]] = []  # kinds and tasks of the numbers
+        numbers, of_numbers = list(self._numbers.values()), list(named)
+        for kind, kept in self._numbers.items():
+            of_numbers += [(f"{kind}/", (task,)) for task in self.task_names[: len(kept)]]
         if self._grams is None:
-            keys = _keys([("weight/", (task,)) for task in self.tasks])
-            return dict(zip(keys, self._weights.mean(0).tolist(), strict=True))
+            keys = _keys([*(("weight/", task) for task in alone), *of_numbers])
+            found = torch.cat([v.to(torch.float64) for v in (self._weights.mean(0), *numbers)])
+            return dict(zip(keys, found.tolist(), strict=True))
         named += [("norm/", task) for task in alone] + [("weight/", task) for task in alone]
         weights = _recorded(self._weights).mean(0)
         values = [self.norm_before[None], self.norm_after[None], self.norms, weights]
         if self._coefficients is not None:
             named += [("norm_after/", task) for task in alone]
             values.append(self.norms_after)
+        named += of_numbers
+        values += numbers
         matrices = [
             ("cosine", self.cosines, self.tasks),
             ("conflict_rate", self.conflict_rate, self.task_names),
@@ -314,7 +332,7 @@ class Diagnostics:
 
 def _recorded(
     value: Tensor | None,
-    what: str = "the first surgery; call step() first (LossSum and WeightedSum need monitor=True)",
+    what: str = "the first surgery; call step() first (methods on losses need monitor=True)",
 ) -> Tensor:
     if value is None:
         raise ValueError(f"diagnostics: nothing to read before {what}")

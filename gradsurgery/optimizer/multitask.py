@@ -17,6 +17,7 @@ from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.method import FromGram, Method, Weighting
 from gradsurgery.optimizer.gathering import Gathering
+from gradsurgery.optimizer.learning import Learning
 from gradsurgery.optimizer.losses import GivenLosses, Losses
 from gradsurgery.optimizer.nonfinite import Guard
 from gradsurgery.optimizer.options import Granularity, OnNonfinite, Reduction, Scope
@@ -24,6 +25,7 @@ from gradsurgery.optimizer.own_state import OwnState
 from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
 from gradsurgery.optimizer.settings import Settings, shared_parameters
+from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
 from gradsurgery.optimizer.task_block import TaskBlock
@@ -74,6 +76,8 @@ class MultiTaskOptimizer(Proxy):
             surgery is that of the gradients' mean over them, in place of the averaging of
             ``DistributedDataParallel``. Every process must call :meth:`surgery` and :meth:`step`
             equally often. Not for sharded parameters, which need nothing.
+        grad_scaler: the ``GradScaler`` that scales the losses, if one does, for a method that looks
+            at losses: it sees them unscaled. May be set later too; it is not copied.
         monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart.
         warn: whether to warn, once each, of a step without two tasks, and so without surgery; of a
             new task after many steps without one, where ``tasks`` are not declared; and of
@@ -112,6 +116,7 @@ class MultiTaskOptimizer(Proxy):
         buffer_dtype: torch.dtype | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
+        grad_scaler: torch.amp.GradScaler | None = None,
         monitor: bool = False,
         warn: bool = True,
     ) -> None:
@@ -119,18 +124,24 @@ class MultiTaskOptimizer(Proxy):
         check_floating("buffer_dtype", buffer_dtype)
         self.shared = shared_parameters(shared, base, scope, on_nonfinite, process_group)
         names = None if tasks is None else list(tasks)
-        self._witness = witness = Witness(type(self).__name__, warn, names)
+        method = weighting if isinstance(weighting, Method) else FromGram(weighting)
+        least = 2 if method.needs_gram else 1
+        self._witness = witness = Witness(type(self).__name__, warn, names, least)
         self._tasks = known = Tasks(names, witness.met_new)
         replicas = Replicas.of(process_group, self._parameters(), known.names)
         self.diagnostics = told = Diagnostics()
         self._settings = Settings(reduction, scope, granularity, every, start_step, fused, monitor)
-        method = weighting if isinstance(weighting, Method) else FromGram(weighting)
-        self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed)
+        fills = on_nonfinite == "skip_task"
+        self._shown = shown = ShownLosses(
+            self._parameters, known, fills=fills, grad_scaler=grad_scaler
+        )
+        self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed, shown)
         seal = Seal(witness.found_early, is_wanted=warn)
         self._step = step = Step(GradientBuffer(buffer_dtype), seal)
         self._guard = guard = Guard(on_nonfinite, known, told, replicas)
         parts = self._parameters, known, step, surgery, guard, replicas, witness, self.shared
-        self._gathering, self._update = Gathering(*parts), Update(*parts)
+        self._learning = Learning(self._parameters, known, surgery, told, replicas)
+        self._gathering, self._update = Gathering(*parts), Update(*parts, self._learning)
         self._own = OwnState(self._parameters, known, step, surgery, self._update, told)
 
     on_nonfinite: OnNonfinite = delegated("_guard", "choice")
@@ -142,6 +153,7 @@ class MultiTaskOptimizer(Proxy):
     every: int = delegated("_settings", "every")
     start_step: int = delegated("_settings", "start_step")
     monitor: bool = delegated("_settings", "monitor")
+    grad_scaler: torch.amp.GradScaler | None = delegated("_shown", "grad_scaler")
     seed: int = delegated("_surgery", "seed", "Seed of the random choices; the step counts too.")
     weighting: Method | Weighting = delegated(
         "_surgery", "weighting", "Method or callable that makes weights of the tasks' gradients."
@@ -295,6 +307,7 @@ class MultiTaskOptimizer(Proxy):
                 ``"skip_step"``.
         """
         self._step.check_closed("step()")
+        self._learning.check_scaler()
         if self._update.must_be_skipped(closure):
             self.zero_grad()
             self.diagnostics.num_skipped_steps += 1
@@ -303,6 +316,23 @@ class MultiTaskOptimizer(Proxy):
         with self._update.taken(self.base, closure):
             inside = partial(self._update.inside, surgery=self.surgery)
             return self._step_base(closure, inside, **options)
+
+    def look_again(self, losses: GivenLosses) -> None:
+        """Shows the method the losses of a step's examples after the step, as :class:`FAMO` needs.
+
+        Call it between :meth:`step` and the next backward, with losses of the same examples; they
+        need no graph. After a step that was left out it does nothing.
+
+        Args:
+            losses: as in :meth:`backward`, without a generator.
+
+        Raises:
+            TypeError: a loss is not a tensor.
+            ValueError: a loss is not a scalar, their number is not that of the declared tasks, or
+                the method does not look twice.
+        """
+        self._step.check_closed("look_again()")
+        self._learning.look_again(losses)
 
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
         """Lets the diagnostics tell conflicts in groups of parameters apart, such as layers.

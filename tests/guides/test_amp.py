@@ -31,6 +31,7 @@ every_device = pytest.mark.parametrize(
 )
 SCALED = "float16 with loss scaling"
 CLIPPED = "Gradient clipping"
+ON_LOSSES = "Methods that look at losses"
 BFLOAT16 = {"dtype=torch.float16": "dtype=torch.bfloat16"}
 FLOAT32 = {"dtype=torch.float16": "dtype=torch.float16, enabled=False"}
 UNSCALED = {"GradScaler(device)": "GradScaler(device, enabled=False)"}
@@ -85,7 +86,7 @@ def test_float16_with_a_layer_norm(device):
 
 
 @every_device
-@pytest.mark.parametrize("heading", [SCALED, CLIPPED])
+@pytest.mark.parametrize("heading", [SCALED, CLIPPED, ON_LOSSES])
 @pytest.mark.parametrize("precision", [BFLOAT16, FLOAT32], ids=["bfloat16", "float32"])
 def test_scaled_and_unscaled_results_are_equal(device, heading, precision):
     """Bit for bit: a power of two rounds nothing where the range is that of float32."""
