@@ -88,7 +88,9 @@ def _list(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from benchmarks.multitask_bert.report.build import report
 
-    print(report(options.directories, options.out))
+    made = report(options.directories, options.out)
+    print(made.markdown if options.print else made.summary)
+    print(f"Pages: {made.page} and {made.text_page}")
     return 0
 
 

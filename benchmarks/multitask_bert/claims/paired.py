@@ -46,7 +46,7 @@ class Pairs:
             theirs.append(other)
         if not mine:
             return None
-        rows = (replace(row, runs=tuple(r)) for row, r in ((first, mine), (second, theirs)))
+        rows = replace(first, runs=tuple(mine)), replace(second, runs=tuple(theirs))
         return cls(*rows, tuple(refused))
 
     @property

@@ -68,7 +68,7 @@ def analyze(
     long_pair: int = LONG_PAIR,
     num_worst: int = NUM_WORST,
 ) -> str:
-    """Write ``analysis.md``, ``analysis.html`` and ``plots/*.png`` of one finished run.
+    """Write ``analysis.md``, ``analysis.html`` and ``plots/*.svg`` of one finished run.
 
     Gives the Markdown. The HTML page holds its plots and needs no other file. The files quote
     texts of the data.
@@ -182,7 +182,7 @@ def _task_blocks(
 
 
 def _plot_path(out: Path, outcomes: Outcomes) -> Path:
-    return out / "plots" / f"errors-{outcomes.task.name}.png"
+    return out / "plots" / f"errors-{outcomes.task.name}.svg"
 
 
 def _overview(outcomes: Sequence[Outcomes]) -> Table:
