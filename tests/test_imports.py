@@ -33,6 +33,7 @@ WINGS = [
     "methods",
     "metrics",
     "significance",
+    "intervals",
     "data",
     "recipes",
     "records",

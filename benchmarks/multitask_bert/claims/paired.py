@@ -9,10 +9,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.multitask_bert.claims.examples import difference_error, has_other_examples
+from benchmarks.multitask_bert.intervals import Interval, interval
 from benchmarks.multitask_bert.records.rows import OVERALL, Row, Run
 from benchmarks.multitask_bert.records.run import SETTINGS
 from benchmarks.multitask_bert.records.series import deviation
-from benchmarks.multitask_bert.significance import Estimate, Interval, interval
+from benchmarks.multitask_bert.significance import Estimate
 from benchmarks.multitask_bert.tasks import TASKS
 
 # From this many on, the pairs alone decide; of two, one degree of freedom says next to nothing.

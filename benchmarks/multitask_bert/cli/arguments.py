@@ -171,7 +171,8 @@ def make_parser() -> argparse.ArgumentParser:
         "analyze",
         help="where finished runs go wrong",
         description="Makes analysis.md, plots/*.svg, and analysis.html, a page that needs no other "
-        "file, of each finished run. The files quote texts of the data.",
+        "file, of each finished run, and comparison.html of those that differ in one setting. "
+        "The files quote texts of the data.",
     )
     analyze.set_defaults(command="analyze")
     analyze.add_argument(
@@ -182,6 +183,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write; default: each run's own folder"
+    )
+    analyze.add_argument(
+        "--print", action="store_true", help="print every analysis.md, not their summary"
     )
 
     predict = commands.add_parser(

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from benchmarks.multitask_bert.claims.paired import MIN_PAIRS, Difference, difference_of
 from benchmarks.multitask_bert.claims.twins import METHOD, Contrast, contrasts, near_twins
+from benchmarks.multitask_bert.intervals import Interval
 from benchmarks.multitask_bert.page.document import (
     Cell,
     Span,
@@ -21,7 +22,7 @@ from benchmarks.multitask_bert.page.document import (
 )
 from benchmarks.multitask_bert.records.rows import Row, Section, metric_title
 from benchmarks.multitask_bert.records.series import NONE
-from benchmarks.multitask_bert.significance import Interval, Verdict
+from benchmarks.multitask_bert.significance import Verdict
 from benchmarks.multitask_bert.tasks import TASKS
 
 OVER_ALL = "mean"

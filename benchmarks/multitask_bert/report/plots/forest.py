@@ -8,10 +8,10 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from benchmarks.multitask_bert.claims.paired import Difference
+from benchmarks.multitask_bert.intervals import Interval
 from benchmarks.multitask_bert.page.plot_style import COLOURS, REFERENCE_LINE, panels
 from benchmarks.multitask_bert.records.rows import Row, Section, metric_title
 from benchmarks.multitask_bert.report.differences import OVER_ALL, Compared, compare_twins
-from benchmarks.multitask_bert.significance import Interval
 from benchmarks.multitask_bert.tasks import TASKS
 
 if TYPE_CHECKING:
