@@ -190,7 +190,7 @@ def test_report(call):
     assert all("<svg" in plot.read_text(encoding="utf-8") for plot in plots)
     assert len(found.out.splitlines()) <= 12
     assert found.out.splitlines()[-1] == "Pages: out/report.html and out/report.md"
-    assert "Does PCGrad help here? Not decided: a single seed" in found.out
+    assert "Does PCGrad help here? Not decided: " in found.out
     assert call("report", "out", "--print").out.startswith(text)
     assert {path: path.read_bytes() for path in before} == before
 
