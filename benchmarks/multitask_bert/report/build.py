@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.multitask_bert.claims.findings import Finding, findings
+from benchmarks.multitask_bert.claims.paired import MIN_PAIRS
 from benchmarks.multitask_bert.claims.verdicts import MIN_SEEDS
 from benchmarks.multitask_bert.page.document import (
     Block,
@@ -173,7 +174,8 @@ def _claims(section: Section) -> Iterator[Block]:
     yield Heading("What the reports claim")
     yield Paragraph(
         f"± is the standard error. A number decides where it lies more than {NUM_ERRORS:g} of them "
-        f"within or outside of what is claimed, over at least {MIN_SEEDS} seeds."
+        f"within or outside of what is claimed, over at least {MIN_SEEDS} seeds. A difference of "
+        f"{MIN_PAIRS} pairs of seeds or more is decided by their interval of 95 %."
     )
     tested = [each for each in found if each.verdict != "not tested"]
     if tested:

@@ -12,7 +12,7 @@ from benchmarks.multitask_bert.report.build import report
 from tests.benchmark.records.made_up_runs import LOSS_SUM, METRICS, PCGRAD, write_run
 from tests.benchmark.report.read_tables import tables_of
 
-GAINS = {"small": (0.010, 0.012, 0.011), "none": (0.03, -0.02, 0.01)}
+GAINS = {"small": (0.010, 0.012, 0.011) * 2, "none": (0.03, -0.02, 0.01) * 2}
 
 
 @pytest.fixture
@@ -47,13 +47,13 @@ def test_a_small_difference_is_decided_where_seeds_go_together(
     write_twins(tmp_path, GAINS["small"], examples=SIZES)
     answer_all_alike(tmp_path)
     found = lines()
-    assert found[0].startswith("On folder: 2 rows of 6 complete runs. Encoder small-encoder,")
-    assert found[1].startswith(f"loss sum ({LOSS_SUM}): mean 0.720 ± 0.033, 3 seeds; ")
-    assert found[2].startswith(f"PCGrad ({PCGRAD}): mean 0.724 ± 0.034, 3 seeds; 1.43 s a step")
-    assert found[3].startswith(f"PCGrad less loss sum ({PCGRAD}), paired by 3 seeds")
-    # A standard deviation of 0.001 over three seeds: 4.303 * 0.001 / sqrt(3) = 0.0025.
+    assert found[0].startswith("On folder: 2 rows of 12 complete runs. Encoder small-encoder,")
+    assert found[1].startswith(f"loss sum ({LOSS_SUM}): mean 0.770 ± 0.062, 6 seeds; ")
+    assert found[2].startswith(f"PCGrad ({PCGRAD}): mean 0.774 ± 0.062, 6 seeds; 1.43 s a step")
+    assert found[3].startswith(f"PCGrad less loss sum ({PCGRAD}), paired by 6 seeds")
+    # Squares of 4e-6 in all over six seeds: 2.571 * sqrt(4e-6 / 5 / 6) = 0.0009.
     assert found[5] == (
-        "  SST accuracy +0.011 [+0.009, +0.013] (+0.011 [-0.341, +0.363]): decided: higher"
+        "  SST accuracy +0.011 [+0.010, +0.012] (+0.011 [-0.267, +0.289]): decided: higher"
     )
     assert found[6].startswith("  Quora accuracy +0.000 [+0.000, +0.000]")
     assert found[6].endswith(": not decided")
@@ -72,7 +72,8 @@ def test_chance_is_not_decided(lines: Callable[[], list[str]], tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    ("num_seeds", "reason"), [(1, "a single seed"), (2, "2 seeds are too few")]
+    ("num_seeds", "reason"),
+    [(1, "a single seed"), (2, "2 seeds are too few"), (5, "5 seeds are too few")],
 )
 def test_few_seeds_decide_nothing(
     lines: Callable[[], list[str]], tmp_path: Path, num_seeds: int, reason: str
@@ -138,7 +139,7 @@ def test_both_kinds_of_difference_stand_in_the_table(
     (row,) = next(rows for rows in tables_of(text) if "differ in" in rows[0])
     assert list(row.values())[:2] == [f"`{PCGRAD}` │ `{LOSS_SUM}`", "PCGrad, not loss sum"]
     assert row["SST accuracy"] == (
-        "+0.011 [+0.009, +0.013] │ +0.011 [-0.341, +0.363] │ decided: higher"
+        "+0.011 [+0.010, +0.012] │ +0.011 [-0.267, +0.289] │ decided: higher"
     )
     for told in ("**Paired**: runs of one seed share", "**Unpaired**: the runs of the two rows"):
         assert told in text
