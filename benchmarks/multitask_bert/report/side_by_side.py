@@ -80,7 +80,7 @@ class Versus:
         """Give the counts over all seeds in a few words."""
         better, worse, _ = _counts(self.mean)
         title = TASKS[self.task].title
-        return f"{title} {better} better, {worse} worse (p {self.test.text}: {self.verdict.value})"
+        return f"{title} {better} better, {worse} worse (p {self.test.text}: {_word(self.verdict)})"
 
     def table(self) -> Table:
         rows = [
@@ -142,7 +142,7 @@ def compare_examples(
                 blocks += _about(contrast, found, data or section.data)
                 seeds = f"{len(found[0].seeds)} seed{'' if len(found[0].seeds) == 1 else 's'}"
                 told = "; ".join(each.text for each in found)
-                lines.append(f"{contrast.title}, example by example over {seeds}: {told}")
+                lines.append(f"{contrast.title}, example by example over {seeds} alone: {told}")
     if not blocks:
         return SideBySide((), "", None)
     blocks = [Heading(TITLE, 1), Items(tuple(_remarks())), *blocks]
@@ -208,6 +208,8 @@ def _verdict(gains: NDArray[Any]) -> Verdict:
 def _cells(gains: NDArray[Any]) -> Iterator[str]:
     better, worse, same = _counts(gains)
     yield from (f"{gains.size:,}", f"{better:,}", f"{worse:,}", f"{same:,}")
-    verdict = _verdict(gains)
-    names = {Verdict.HIGHER: "better", Verdict.LOWER: "worse"}
-    yield from (_test(gains).text, names.get(verdict, verdict.value))
+    yield from (_test(gains).text, _word(_verdict(gains)))
+
+
+def _word(verdict: Verdict) -> str:
+    return {Verdict.HIGHER: "better", Verdict.LOWER: "worse"}.get(verdict, verdict.value)
