@@ -29,9 +29,16 @@ browser:
 		(apt-get update -qq && apt-get install -y -qq chromium >/dev/null) || \
 		echo "no browser: the tests of the report's page in one are skipped"
 
+# A recipe in each of two processes, three seeds one after the other, so that there is an interval.
+# The last lines say whether the method helped, and whether that is decided.
 run: setup
-	$(BIN)/python -m benchmarks.multitask_bert run --out runs/main --resume $(RUN_ARGS)
+	$(MAKE) --no-print-directory -j2 run/general-linear-loss-sum run/v2-dropout-0.3
 	$(BIN)/python -m benchmarks.multitask_bert report runs/main
+
+run/v2-dropout-0.3: export TQDM_POSITION = 1
+run/%: setup
+	$(BIN)/python -m benchmarks.multitask_bert run smet-walker/$* --seeds 3 --out runs/main --resume \
+		$(RUN_ARGS)
 
 lint: setup
 	$(BIN)/ruff check .

@@ -35,6 +35,7 @@ WINGS = [
     "methods",
     "metrics",
     "significance",
+    "intervals",
     "data",
     "recipes",
     "records",

@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.multi_digits.digits import TASKS
 from benchmarks.multi_digits.study import BASELINE, Setting, best_rates, is_tuning, setting
 from benchmarks.multi_digits.trial import Outcome
+from benchmarks.multitask_bert.intervals import Interval, interval
 from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.page.document import (
     Block,
@@ -27,12 +28,7 @@ from benchmarks.multitask_bert.page.document import (
 from benchmarks.multitask_bert.page.html_page import to_html
 from benchmarks.multitask_bert.page.markdown import to_markdown
 from benchmarks.multitask_bert.page.plot_style import DPI, STYLE, grid, line_style
-from benchmarks.multitask_bert.significance import (
-    Interval,
-    Verdict,
-    interval,
-    mean_estimate,
-)
+from benchmarks.multitask_bert.significance import Verdict, mean_estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
