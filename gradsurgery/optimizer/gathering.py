@@ -78,7 +78,7 @@ class Gathering:
         step.handling = step.handling or self.handling()
         block = TaskBlock(name, partial(self._note_loss, name))
         step.is_open = True
-        step.seal.lift()
+        step.seal.enter(name)
         self._witness.entered()
         try:
             if step.handling == "plain":

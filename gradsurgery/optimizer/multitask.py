@@ -151,7 +151,9 @@ class MultiTaskOptimizer(Proxy):
             fused=fused,
             monitor=monitor,
         )
-        seal = Seal(self._witness.found_early, is_wanted=warn)
+        seal = Seal(
+            self.surgery, self._witness.found_early, speaks=warn, is_alone=process_group is None
+        )
         self._step = Step(GradientBuffer(buffer_dtype), seal)
         self._replicas = None if process_group is None else Replicas(process_group)
         self._guard = Guard(on_nonfinite, self._tasks, self.diagnostics, self._replicas)
@@ -328,6 +330,7 @@ class MultiTaskOptimizer(Proxy):
         check_features(shared)
         with self._step.all_or_nothing(list(self._parameters()), self._tasks):
             self._gathering.backward_to_features(losses, shared, retain_graph)
+        self._step.seal.lay(self._step.buffer, self._step.handling)
 
     @torch.no_grad()
     def surgery(self) -> None:
@@ -353,6 +356,7 @@ class MultiTaskOptimizer(Proxy):
                 self._operate(mean)
             finally:
                 mean.clear()
+        self._step.seal.settle()
 
     def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
         """Performs surgery on what is still kept apart, then the base optimizer's step.
