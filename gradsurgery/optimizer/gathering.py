@@ -77,8 +77,8 @@ class Gathering:
         step.check_closed("task()")
         step.handling = step.handling or self.handling()
         block = TaskBlock(name, partial(self._note_loss, name))
-        step.is_open = True
         step.seal.enter(name)
+        step.is_open = True
         self._witness.entered()
         try:
             if step.handling == "plain":

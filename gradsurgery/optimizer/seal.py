@@ -30,8 +30,11 @@ _OF_FORM = {
     torch.is_complex,
     torch.is_floating_point,
     torch.numel,
+    torch._has_compatible_shallow_copy_type,  # asked by conversions of modules
 }
 _ADDS = {torch.ops.aten.add_.Tensor: True, torch.ops.aten.add.Tensor: False}  # in place, or not
+_SETS_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
+_COMPILER, _CONVERSION, _USER = "compiler", "conversion", "user"
 _UNSCALES = torch._amp_foreach_non_finite_check_and_unscale_
 _NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # type: ignore[attr-defined]
 
@@ -57,9 +60,17 @@ class Awaited(Tensor):
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         first = args[0] if args else None
-        if isinstance(first, cls) and first.found is None and (func in _OF_FORM or _compiles()):
-            with torch._C.DisableTorchFunctionSubclass():
-                return func(*args, **kwargs)
+        if isinstance(first, cls) and first.found is None:
+            reader = None if func in _OF_FORM else _reader()
+            if reader is _CONVERSION:
+                if func == _SETS_DATA:
+                    return None
+                if first.beneath is not None:
+                    first.beneath = func(first.beneath, *args[1:], **kwargs)
+                return first
+            if reader is not _USER:
+                with torch._C.DisableTorchFunctionSubclass():
+                    return func(*args, **kwargs)
         return func(*_resolved(args, func), **_resolved(kwargs, func))
 
     @classmethod
@@ -166,16 +177,23 @@ class Seal:
                 return
             self._prepare([min(reached, key=Tensor.numel)], buffer)
         self._buffer = buffer
-        for pair in self._pairs[: self._num_used]:
+        for place, pair in enumerate(self._pairs[: self._num_used]):
             parameter, awaited = pair
             if awaited is None:
                 continue
             grad = parameter.grad
+            if grad is not None and (
+                type(grad) is not Tensor or grad.is_sparse or grad.requires_grad
+            ):
+                continue
+            try:
+                parameter.grad = awaited
+            except RuntimeError:  # the parameter was converted since
+                awaited = self._made(parameter, buffer)
+                pair = self._pairs[place] = (parameter, awaited)
+                parameter.grad = awaited
             if grad is not None:
-                if type(grad) is not Tensor or grad.is_sparse or grad.requires_grad:
-                    continue
                 awaited.beneath = grad
-            parameter.grad = awaited
             self._laid.append(pair)
 
     def lift(self) -> None:
@@ -332,11 +350,15 @@ def _resolved(values: Any, func: Any) -> Any:
     return values
 
 
-def _compiles() -> bool:
-    """Tells whether a compiler looks at the parameters, which is not reading."""
-    frame = sys._getframe(1)
+def _reader() -> str:
+    """Tells who looks at a parameter's gradient: a compiler reads no numbers, and the conversion of
+    a module has none to convert, since it is the gradients kept apart that count."""
+    frame = sys._getframe(2)
     while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith(_COMPILERS):
-            return True
+        name = str(frame.f_globals.get("__name__", ""))
+        if name.startswith(_COMPILERS):
+            return _COMPILER
+        if name == "torch.nn.modules.module" and frame.f_code.co_name == "_apply":
+            return _CONVERSION
         frame = frame.f_back  # type: ignore[assignment]
-    return False
+    return _USER
