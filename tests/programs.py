@@ -595,7 +595,11 @@ class Run:
         if is_awaited and how in ("drop", "replace unread"):
             for grads in self.reference.pending.values():
                 grads.pop(name, None)
-        elif is_awaited or how in ("clip", "read"):
+            if not any(self.reference.pending.values()):
+                self.reference.pending.clear()
+        elif is_awaited or (
+            how in ("clip", "read") and any(isinstance(p.grad, Awaited) for p in ours.values())
+        ):
             self.reference.surgery()
         if how == "clip":
             norms = [

@@ -142,6 +142,8 @@ class GradientBuffer:
         for parameter in parameters:
             self._touched.pop(parameter, None)
             self._loose.pop(parameter, None)
+        if not self._touched:
+            self.clear()
 
     def settle(self) -> None:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
