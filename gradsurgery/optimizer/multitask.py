@@ -81,7 +81,8 @@ class MultiTaskOptimizer(Proxy):
         monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart.
         warn: whether to warn, once each, of a step on gradients that had not two tasks, and so no
             surgery; of a new task after many steps without one, where ``tasks`` are not declared;
-            and of ``.grad`` being read while the tasks' gradients are kept apart.
+            of a block after ``.grad`` was read, and so surgery performed, in the same step; and of
+            ``.grad`` being read before a surgery that takes all processes.
 
     Raises:
         TypeError: ``base`` is not an optimizer, ``weighting`` cannot be called, or
@@ -336,9 +337,9 @@ class MultiTaskOptimizer(Proxy):
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.
 
-        Call it where something must see the combined gradient before the step: gradient clipping,
-        ``GradScaler.unscale_`` and ``GradScaler.step``. Without gradients kept apart it does
-        nothing.
+        Whatever uses ``.grad`` after a block, such as gradient clipping or ``GradScaler``, does it,
+        too. With a ``process_group`` or sharded parameters nothing does: call it before them, on
+        every process. Without gradients kept apart it does nothing.
 
         Raises:
             FloatingPointError: where there is a ``process_group`` and ``on_nonfinite`` is
