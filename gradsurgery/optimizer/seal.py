@@ -36,7 +36,7 @@ _ADDS = {torch.ops.aten.add_.Tensor: True, torch.ops.aten.add.Tensor: False}  # 
 _SETS_DATA = Tensor.data.__set__  # type: ignore[attr-defined]
 _COMPILER, _CONVERSION, _USER = "compiler", "conversion", "user"
 _UNSCALES = torch._amp_foreach_non_finite_check_and_unscale_
-_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl  # type: ignore[attr-defined]
+_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
 
 
 class Awaited(Tensor):
@@ -74,7 +74,9 @@ class Awaited(Tensor):
         return func(*_resolved(args, func), **_resolved(kwargs, func))
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         # Called for what C++ does, autograd's additions outside every block above all.
         if func in _ADDS and torch._C._current_graph_task_id() != -1:
             first, second = args
@@ -288,7 +290,7 @@ class Seal:
         if dtype is None:
             numbers = next(iter(buffer.grads_of(parameter).values()))
             dtype = buffer.as_grad(parameter, numbers).dtype
-        awaited: Awaited = Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        awaited: Awaited = Tensor._make_wrapper_subclass(
             Awaited,
             parameter.shape,
             strides=strides_of(parameter),
