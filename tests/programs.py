@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradsurgery
-from gradsurgery.optimizer.seal import Awaited
+from gradsurgery.optimizer.awaited import Awaited
 from tests.plain_loops import Options, PlainLoops, Unclear, real
 
 # What programs may be made of. What is off here is never drawn.

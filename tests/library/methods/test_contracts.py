@@ -25,7 +25,7 @@ from torch.optim.optimizer import (
 )
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
-from gradsurgery.optimizer.seal import Awaited
+from gradsurgery.optimizer.awaited import Awaited
 from tests.library.methods.table import DECLARED, OWN_LENGTH, TASKS, WRAPPERS, equal_norms
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
