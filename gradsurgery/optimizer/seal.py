@@ -126,7 +126,10 @@ class Seal:
                 awaited.beneath = None
         if lost and self._buffer is not None:
             self._buffer.drop(lost)
-            self._num_used = 0
+            used = self._pairs[: self._num_used]
+            left = [pair for pair in used if pair[1] is None or pair[1].seal is not None]
+            self._pairs[: self._num_used] = left
+            self._num_used = len(left)
 
     def settle(self) -> None:
         """Has those that somebody keeps stand for what surgery has put into `.grad`."""

@@ -359,6 +359,15 @@ def test_what_is_put_into_grad_meanwhile_takes_the_place_of_the_tasks_gradients(
     assert parameters[1].grad.tolist() == [9.5]
 
 
+def test_one_gradient_is_dropped_and_another_read():
+    parameters, optimizer = setting()
+    accumulated(parameters, optimizer)
+    parameters[0].grad = None
+    assert parameters[1].grad.mul_(0.5).tolist() == [2.0]
+    optimizer.step()
+    assert parameters[0].tolist() == [1.0, 2.0]
+
+
 @pytest.mark.parametrize("further", ["block", "backward"])
 def test_a_task_after_a_reading_is_warned_of_once(further):
     parameters, optimizer = setting()
