@@ -125,6 +125,14 @@ class GradientBuffer:
             if slot in slots
         }
 
+    def drop(self, parameters: Iterable[Tensor]) -> None:
+        """Forgets what the step's tasks gave some parameters."""
+        for parameter in parameters:
+            self._touched.pop(parameter, None)
+            self._loose.pop(parameter, None)
+        if not self._touched:
+            self.clear()
+
     def settle(self) -> None:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
         reached leaves the rows."""
