@@ -1,14 +1,16 @@
-"""Weights from a Gram matrix beside TorchJD's on the same matrices, in turns: what each costs."""
+"""Weights from a Gram matrix beside those of TorchJD, in turns: what each costs and launches."""
 
 from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from benchmarks.multitask_bert.page.markdown import table
+from benchmarks.speed.launches import count_launches, count_waits
 from benchmarks.speed.measure import Action, interleaved
 from gradsurgery import (
     aligned_mtl_weights,
@@ -59,14 +61,18 @@ def peer(name: str) -> Weighting | None:
     return made
 
 
-def compare(num_tasks: Sequence[int] = NUM_TASKS, *, rounds: int, seed: int = 0) -> list[str]:
-    """Times every method; the lines of a table.
+def compare(
+    num_tasks: Sequence[int] = NUM_TASKS, *, rounds: int, seed: int = 0, device: str = "cpu"
+) -> list[str]:
+    """Times every method, and counts what it launches; the lines of a table.
 
     Args:
         num_tasks: sizes T of the matrices, which are those of random gradients.
         rounds: how often every action is timed.
         seed: of the gradients.
+        device: where the matrices are; on CUDA, how often a method waits for it is counted too.
     """
+    is_cuda = torch.device(device).type == "cuda"
     lines = []
     for name, ours in OURS.items():
         theirs = peer(name)
@@ -75,19 +81,24 @@ def compare(num_tasks: Sequence[int] = NUM_TASKS, *, rounds: int, seed: int = 0)
             rows = torch.randn(
                 _NUM_MATRICES, size, 3 * size + 5, generator=generator, dtype=torch.float64
             )
-            grams = list(rows @ rows.mT)
+            grams = list((rows @ rows.mT).to(device))
             actions = {"ours": _over(grams, ours)}
             if theirs is not None:
                 actions["theirs"] = _over(grams, theirs)
-            times = interleaved(actions, rounds=rounds)
+            times = interleaved(actions, rounds=rounds, device=device)
             line = [name, str(size), f"{times.of('ours').scaled(1e3 / len(grams)):.3f}"]
             if theirs is None:
                 line += [_NOT_INSTALLED, ""]
             else:
                 line.append(f"{times.of('theirs').scaled(1e3 / len(grams)):.3f}")
                 line.append(f"{times.ratio('ours', to='theirs'):.2f}")
+            once = partial(ours, grams[0])
+            line.append(str(count_launches(once, device)))
+            if is_cuda:
+                line.append(str(count_waits(once)))
             lines.append(line)
-    return table(["method", "T", "here, ms", "TorchJD, ms", "here / TorchJD"], lines)
+    counted = ["kernels here", "waits here"] if is_cuda else ["operators here"]
+    return table(["method", "T", "here, ms", "TorchJD, ms", "here / TorchJD", *counted], lines)
 
 
 def _over(grams: Sequence[Tensor], weights_of: Weighting) -> Action:

@@ -24,6 +24,7 @@ from benchmarks.speed import (
     capture,
     compiled,
     kernels,
+    launches,
     steps,
     surgery,
     table,
@@ -361,6 +362,21 @@ def test_weights_are_compared(capsys):
     assert main(["weights", "--quick", "--rounds", "1"]) == 0
     out = reported(capsys)
     assert all(name in out for name in weights.OURS)
+    assert "operators here" in out
+
+
+def test_what_is_launched_is_counted():
+    gram = torch.eye(3, dtype=torch.float64)
+    # a product, a sum and a copy; the view and the transposition launch nothing
+    assert launches.count_launches(lambda: (gram @ gram.mT).view(-1).sum().clone(), "cpu") == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_launched_on_cuda_is_counted():
+    gram = torch.eye(3, dtype=torch.float64, device="cuda")
+    assert launches.count_launches(lambda: (gram + 1).mul(2), "cuda") == 2
+    assert launches.count_waits(lambda: gram + 1) == 0
+    assert launches.count_waits(lambda: (gram + 1).sum().item()) == 1
 
 
 def test_combining_inside_the_update_is_compared(capsys):
