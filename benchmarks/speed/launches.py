@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -27,16 +26,15 @@ def count_launches(run: Callable[[], object], device: str) -> int:
         2
     """
     if torch.device(device).type == "cpu":
-        with _Operators() as operators:
+        operators = _Operators()
+        with operators:
             run()
         return operators.number
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         run()
         torch.cuda.synchronize()
-    return sum(
-        event.device_type == DeviceType.CUDA and not event.name.startswith(_COPIES)
-        for event in profiler.events() or ()
-    )
+    on_device = [each for each in profiler.events() or () if each.device_type.name == "CUDA"]
+    return len([each for each in on_device if not each.name.startswith(_COPIES)])
 
 
 def count_waits(run: Callable[[], object]) -> int:
@@ -52,11 +50,11 @@ def count_waits(run: Callable[[], object]) -> int:
     return sum(_WAIT in str(each.message) for each in caught)
 
 
-class _Operators(TorchDispatchMode):  # type: ignore[misc]
+class _Operators(TorchDispatchMode):
     """Counts what is dispatched, views left out, which launch nothing."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.number = 0
 
     def __torch_dispatch__(

@@ -83,12 +83,13 @@ def compare(
             )
             grams = list((rows @ rows.mT).to(device))
             actions = {"ours": _over(grams, ours)}
-            if theirs is not None:
+            why = _NOT_INSTALLED if theirs is None else _failure(theirs, grams[0])
+            if theirs is not None and not why:
                 actions["theirs"] = _over(grams, theirs)
             times = interleaved(actions, rounds=rounds, device=device)
             line = [name, str(size), f"{times.of('ours').scaled(1e3 / len(grams)):.3f}"]
-            if theirs is None:
-                line += [_NOT_INSTALLED, ""]
+            if why:
+                line += [why, ""]
             else:
                 line.append(f"{times.of('theirs').scaled(1e3 / len(grams)):.3f}")
                 line.append(f"{times.ratio('ours', to='theirs'):.2f}")
@@ -99,6 +100,15 @@ def compare(
             lines.append(line)
     counted = ["kernels here", "waits here"] if is_cuda else ["operators here"]
     return table(["method", "T", "here, ms", "TorchJD, ms", "here / TorchJD", *counted], lines)
+
+
+def _failure(weights_of: Weighting, gram: Tensor) -> str:
+    """Says why a peer cannot weigh a matrix where it lies; "" where it can."""
+    try:
+        weights_of(gram)
+    except (RuntimeError, TypeError, ValueError) as error:
+        return f"failed: {' '.join(str(error).split())[:60]}"
+    return ""
 
 
 def _over(grams: Sequence[Tensor], weights_of: Weighting) -> Action:

@@ -365,6 +365,15 @@ def test_weights_are_compared(capsys):
     assert "operators here" in out
 
 
+def test_a_peer_that_fails_leaves_ours(monkeypatch):
+    def failing(gram):
+        raise RuntimeError("not on\nthis device")
+
+    monkeypatch.setattr(weights, "peer", lambda name: failing)
+    lines = weights.compare((3,), rounds=1)
+    assert sum("| failed: not on this device |" in line for line in lines) == len(weights.OURS)
+
+
 def test_what_is_launched_is_counted():
     gram = torch.eye(3, dtype=torch.float64)
     # a product, a sum and a copy; the view and the transposition launch nothing
