@@ -50,6 +50,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise ValueError(
                 f"packages: must be installed, not found: {names}; pip install {names}"
             )
+        name = "gpu-dry" if options.dry_run else "gpu"
+        options.work = (options.work or Path("build") / name).resolve()
+        options.out = options.out or Path("runs") / name
         return _carry_out(options, started)
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
@@ -69,7 +72,7 @@ def _carry_out(options: argparse.Namespace, started: float) -> int:
 
     if not (options.dry_run or torch.cuda.is_available()):
         raise ValueError("device: must be CUDA, but torch finds none here; try --dry-run")
-    work = options.work.resolve()
+    work = options.work
     packed, found = work / "pack", work / "results"
     if options.dry_run and options.pack is None:
         dry.write_data(work / "dry" / "data")
@@ -154,10 +157,11 @@ def _parser() -> argparse.ArgumentParser:
                         "for a method")  # fmt: skip
     parser.add_argument("--pack", type=Path, metavar="DIR",
                         help="what `make gpu-pack` wrote, default build/gpu-pack")  # fmt: skip
-    parser.add_argument("--work", type=Path, default=Path("build/gpu"), metavar="DIR",
-                        help="default build/gpu")  # fmt: skip
-    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), metavar="DIR",
-                        help="default runs/gpu")  # fmt: skip
+    # Records of a dry run must not be taken for those of a real one.
+    parser.add_argument("--work", type=Path, metavar="DIR",
+                        help="default build/gpu; of a dry run, build/gpu-dry")  # fmt: skip
+    parser.add_argument("--out", type=Path, metavar="DIR",
+                        help="default runs/gpu; of a dry run, runs/gpu-dry")  # fmt: skip
     return parser
 
 
