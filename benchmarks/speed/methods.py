@@ -299,11 +299,11 @@ class Member:
 
 
 def _pcgrad_weights(gram: Tensor) -> Tensor:
-    return pcgrad_weights(gram, projection_order(len(gram), 0, 0))
+    return pcgrad_weights(gram, projection_order(len(gram), 0, 0, gram.device))
 
 
 def _gradvac_weights(gram: Tensor) -> Tensor:
-    order = projection_order(len(gram), 0, 0)
+    order = projection_order(len(gram), 0, 0, gram.device)
     return gradvac_weights(gram, torch.zeros_like(gram), order)[0]
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -24,10 +25,12 @@ from benchmarks.speed import (
     capture,
     compiled,
     kernels,
+    launches,
     steps,
     surgery,
     table,
     trainer,
+    weights,
 )
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.answers import WrongAnswerError, check, checked, expected_update
@@ -364,6 +367,31 @@ def test_weights_are_compared(capsys):
     assert main(["weights", "--quick", "--rounds", "1"]) == 0
     out = reported(capsys)
     assert all(member.title in out for member in FAMILY.values())
+    assert "operators here" in out
+
+
+def test_a_peer_that_fails_leaves_ours(monkeypatch):
+    def failing(gram):
+        raise RuntimeError("not on\nthis device")
+
+    member = replace(FAMILY["mgda"], peer=lambda num_tasks: failing)
+    monkeypatch.setattr(weights, "FAMILY", {"mgda": member})
+    (line,) = weights.compare((3,), rounds=1)[2:-1]
+    assert "| failed: not on this device |" in line
+
+
+def test_what_is_launched_is_counted():
+    gram = torch.eye(3, dtype=torch.float64)
+    # a product, a sum and a copy; the view and the transposition launch nothing
+    assert launches.count_launches(lambda: (gram @ gram.mT).view(-1).sum().clone(), "cpu") == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_launched_on_cuda_is_counted():
+    gram = torch.eye(3, dtype=torch.float64, device="cuda")
+    assert launches.count_launches(lambda: (gram + 1).mul(2), "cuda") == 2
+    assert launches.count_waits(lambda: gram + 1) == 0
+    assert launches.count_waits(lambda: (gram + 1).sum().item()) == 1
 
 
 def test_combining_inside_the_update_is_compared(capsys):
