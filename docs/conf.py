@@ -9,6 +9,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +62,9 @@ nitpick_ignore_regex = [
 ]
 
 DOCS = Path(__file__).parent
+RECORDS = DOCS.parent / "benchmarks" / "multitask_bert" / "results"
+REPORTS = ("two-by-two", "sweep", "epochs")
+sys.path.insert(0, str(DOCS.parent))  # for the benchmark, which no wheel holds
 ROOT_PAGES = {
     DOCS.parent / "README.md": DOCS / "index.md",
     DOCS.parent / "CHANGELOG.md": DOCS / "changelog.md",
@@ -105,6 +111,19 @@ def look_in_base(app: Sphinx, env: Any, node: Any, text: nodes.Node) -> nodes.No
     return found
 
 
+def write_reports(app: Sphinx, error: Exception | None) -> None:
+    """Make the benchmark's reports of its records, as pages of their own beside the site's."""
+    if error is not None or app.builder.name != "html" or Path(app.srcdir) != DOCS:
+        return
+    from benchmarks.multitask_bert.report.build import report
+
+    for name in REPORTS:
+        with tempfile.TemporaryDirectory() as folder:
+            page = report([RECORDS / name], Path(folder)).page
+            (Path(app.outdir) / "results").mkdir(exist_ok=True)
+            shutil.copyfile(page, Path(app.outdir) / "results" / f"{name}.html")
+
+
 def write_formula(translator: Any, node: nodes.math | nodes.math_block) -> None:
     is_block = isinstance(node, nodes.math_block)
     try:
@@ -122,6 +141,7 @@ def setup(app: Sphinx) -> None:
     app.connect("include-read", read_include)
     app.connect("doctree-read", write_dashes)
     app.connect("missing-reference", look_in_base)
+    app.connect("build-finished", write_reports)
 
 
 html_math_renderer = "mathml"

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from gradsurgery.methods.cagrad import CAGrad as CAGrad, cagrad_weights as cagrad_weights
     from gradsurgery.methods.crmogm import CRMOGM as CRMOGM
     from gradsurgery.methods.db_mtl import DBMTL as DBMTL, dbmtl_weights as dbmtl_weights
+    from gradsurgery.methods.dwa import DWA as DWA, dwa_weights as dwa_weights
+    from gradsurgery.methods.famo import FAMO as FAMO, famo_weights as famo_weights
     from gradsurgery.methods.gradnorm import (
         GradNorm as GradNorm,
         gradnorm_weights as gradnorm_weights,
@@ -46,8 +48,21 @@ if TYPE_CHECKING:
         pcgrad_weights as pcgrad_weights,
     )
     from gradsurgery.methods.rgw import RGW as RGW
+    from gradsurgery.methods.rlw import RLW as RLW
+    from gradsurgery.methods.scalar import (
+        GLS as GLS,
+        STCH as STCH,
+        ScaleInvariant as ScaleInvariant,
+        gls_weights as gls_weights,
+        scale_invariant_weights as scale_invariant_weights,
+        stch_weights as stch_weights,
+    )
     from gradsurgery.methods.sdmgrad import SDMGrad as SDMGrad, sdmgrad_weights as sdmgrad_weights
     from gradsurgery.methods.sums import LossSum as LossSum, WeightedSum as WeightedSum
+    from gradsurgery.methods.uncertainty import (
+        IMTLL as IMTLL,
+        UncertaintyWeighting as UncertaintyWeighting,
+    )
     from gradsurgery.methods.upgrad import (
         DualProj as DualProj,
         UPGrad as UPGrad,

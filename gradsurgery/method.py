@@ -23,7 +23,8 @@ class Seen:
     Args:
         gram: inner products of the tasks' gradients in each of the S units that are weighted as a
             whole, ``[S, T, T]``; ``None`` for a method that does without.
-        losses: ``[T]``; ``None`` unless the method asks for them.
+        losses: ``[T]``; ``None`` unless the method asks for them, and where its weights are known
+            before the losses.
         tasks: numbers of the T tasks among all N. State is kept by them, so that a task that is
             absent keeps its own.
         names: of all N tasks.
@@ -63,6 +64,9 @@ class Method:
         needs_losses: whether the losses must be known; in the long form a block then has to run
             ``block.backward(loss)``.
         has_fixed_weights: whether each task's weight depends on its name alone.
+        has_known_weights: whether each task's weight is known before the losses of the step, and
+            whichever other tasks take part: by what the method keeps, the seed and the step. Then
+            blocks too cost no more than the plain sum.
         is_sum: whether, moreover, every weight is 1.
 
     Example:
@@ -78,6 +82,7 @@ class Method:
     needs_gram: bool = True
     needs_losses: bool = False
     has_fixed_weights: bool = False
+    has_known_weights: bool = False
     is_sum: bool = False
 
     def weights(self, seen: Seen) -> Tensor:  # [S, T], or [S, T, T]
@@ -88,6 +93,29 @@ class Method:
     def fixed_weight(self, name: Hashable) -> float:
         """Gives the weight of a task's loss, for a method with fixed weights."""
         raise NotImplementedError
+
+    def learn(self, seen: Seen) -> None:
+        """Takes in the losses of a step, once, when it has been taken; by default nothing.
+
+        Backwards of a task in one step count as one loss, their sum. A loss that is not finite, as
+        it is of a task that had none, must teach nothing.
+        """
+
+    def look_again(self, seen: Seen) -> None:
+        """Takes in the losses of the step's examples after it, from
+        :meth:`MultiTaskOptimizer.look_again`.
+
+        Raises:
+            ValueError: unless a method overrides this.
+        """
+        raise ValueError(
+            f"look_again(): must be called for a method that looks twice, {type(self).__name__} "
+            "does not; leave the call out"
+        )
+
+    def numbers(self) -> Mapping[str, Tensor]:  # [N] each
+        """Gives what the method keeps of each of the N tasks, for the diagnostics to show."""
+        return {}
 
     def state_dict(self) -> dict[str, Any]:
         """Gives what a resumed training needs, of what ``torch.load(weights_only=True)`` reads."""

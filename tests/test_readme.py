@@ -200,6 +200,16 @@ def test_make_targets(page):
     assert named <= TARGETS
 
 
+def test_make_run_trains_the_two_side_by_side():
+    """In two processes, a recipe each; every recipe that `run` takes by itself."""
+    from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE
+
+    makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^\t\$\(MAKE\) .* -j2 (.*)$", makefile, re.MULTILINE)
+    assert [name.replace("run/", "smet-walker/") for name in line.split()] == list(SIDE_BY_SIDE)
+    assert "run smet-walker/$* --seeds 3 " in makefile
+
+
 def test_the_two_commands():
     assert {"run", "test", "setup", "lint"} <= TARGETS
     assert "make run" in README

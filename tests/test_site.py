@@ -32,7 +32,7 @@ LOOKED_AT = (
     "api",
     "mathematics",
     "performance",
-    "results/two-by-two",
+    "benchmark",
 )
 pytestmark = pytest.mark.skipif(
     not all(map(find_spec, ("furo", "myst_parser", "sphinx"))),
@@ -117,6 +117,17 @@ def test_it_builds_without_a_warning(built: tuple[Path, str, int]) -> None:
     pages = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
     written = (path.relative_to(ROOT / "docs") for path in (ROOT / "docs").rglob("*.md"))
     assert {path.with_suffix(".html").as_posix() for path in written} <= pages
+    assert {f"results/{name}.html" for name in ("two-by-two", "sweep", "epochs")} <= pages
+
+
+def test_the_reports_are_whole_pages(site: Path) -> None:
+    """The site has what `report` writes: nothing squeezed into a column, and no more than 3 MB."""
+    for path in (site / "results").glob("*.html"):
+        page = path.read_text(encoding="utf-8")
+        assert "<title>Multi-task BERT on data</title>" in page
+        assert "Does it help here?" in page
+        assert 'src="data:image/svg+xml' in page
+        assert path.stat().st_size < 3_000_000
 
 
 def test_faults_fail_the_build(tmp_path: Path) -> None:

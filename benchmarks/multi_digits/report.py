@@ -14,6 +14,7 @@ import numpy as np
 from benchmarks.multi_digits.digits import TASKS
 from benchmarks.multi_digits.study import BASELINE, Setting, best_rates, is_tuning, setting
 from benchmarks.multi_digits.trial import Outcome
+from benchmarks.multitask_bert.intervals import Interval, interval
 from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.page.document import (
     Block,
@@ -27,12 +28,7 @@ from benchmarks.multitask_bert.page.document import (
 from benchmarks.multitask_bert.page.html_page import to_html
 from benchmarks.multitask_bert.page.markdown import to_markdown
 from benchmarks.multitask_bert.page.plot_style import DPI, STYLE, grid, line_style
-from benchmarks.multitask_bert.significance import (
-    Interval,
-    Verdict,
-    interval,
-    mean_estimate,
-)
+from benchmarks.multitask_bert.significance import Verdict, mean_estimate
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as MatplotlibFigure
@@ -85,6 +81,12 @@ class Section:
     @property
     def title(self) -> str:
         return f"{self.num_channels} channels, {100 * self.noise:.0f} % random labels"
+
+    @property
+    def num_seeds(self) -> str:
+        """Says how many seeds the methods have."""
+        counts = sorted({len(row.outcomes) for row in self.rows})
+        return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
 
 
 def sections(outcomes: Iterable[Outcome]) -> list[Section]:
@@ -152,12 +154,11 @@ def summary(found: Sequence[Section]) -> list[str]:
     lines = []
     for section in found:
         judged = [(row, row.paired) for row in section.rows if row.paired is not None]
-        num_seeds = max(len(row.outcomes) for row in section.rows)
         words = {
             verdict: [row.title for row, paired in judged if paired.verdict is verdict]
             for verdict in Verdict
         }
-        lines.append(f"{section.title}, up to {num_seeds} seeds, against the loss sum:")
+        lines.append(f"{section.title}, {section.num_seeds}, against the loss sum:")
         lines += [
             f"  {_WORDS[verdict]}: {', '.join(titles)}"
             for verdict, titles in words.items()
@@ -189,7 +190,10 @@ def _blocks(found: Sequence[Section], figure: Path, described: str) -> Iterator[
         "at the best of three learning rates, chosen on seeds that are not shown. Accuracy is on "
         "images of single digits that no training has seen."
     )
-    yield Items(tuple(line.strip() for line in summary(found)))
+    for section in found:
+        first, *others = summary([section])
+        yield Paragraph(first)
+        yield Items(tuple(line.strip() for line in others))
     yield Figure("The trade-off of the two tasks", Path(figure.name), "Accuracy of one task "
                  "against the other's, mean and standard error of every method.")  # fmt: skip
     for section in found:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import time
 from dataclasses import asdict, dataclass
+from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
-import gradsurgery
 from benchmarks.multi_digits.digits import TASKS, Digits, held_out_digits, training_digits
 from benchmarks.multi_digits.network import Network
 from benchmarks.multitask_bert.methods import METHODS
+from gradsurgery import MultiTaskOptimizer
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,7 @@ class Trial:
     method: str
     seed: int
     lr: float = 3e-3
-    num_channels: int = 3
+    num_channels: int = 4
     noise: float = 0.0
     num_images: int = 4_000
     num_epochs: int = 8
@@ -91,16 +93,19 @@ def run(trial: Trial) -> Outcome:
     started = time.perf_counter()
     for _ in range(trial.num_epochs):
         for batch in torch.randperm(len(digits), generator=order).split(trial.batch_size):
-            logits = network(digits.images[batch])
-            losses = [
-                cross_entropy(scores, labels)
-                for scores, labels in zip(logits, digits.labels[:, batch], strict=True)
-            ]
             optimizer.zero_grad()
-            optimizer.backward(losses)
+            optimizer.backward(_losses(network, digits, batch))
             optimizer.step()
+            if METHODS[trial.method].looks_again:
+                with torch.no_grad():
+                    optimizer.look_again(_losses(network, digits, batch))
     seconds = time.perf_counter() - started
     return Outcome(trial, accuracy(network, held_out_digits()), _conflicts(optimizer), seconds)
+
+
+def _losses(network: Network, digits: Digits, batch: Tensor) -> list[Tensor]:  # [B] -> T of []
+    logits, labels = network(digits.images[batch]), digits.labels[:, batch]
+    return [cross_entropy(scores, right) for scores, right in zip(logits, labels, strict=True)]
 
 
 @torch.no_grad()
@@ -113,13 +118,15 @@ def accuracy(network: Network, digits: Digits) -> tuple[float, ...]:
     )
 
 
-def _optimizer(network: Network, trial: Trial) -> gradsurgery.MultiTaskOptimizer:
+def _optimizer(network: Network, trial: Trial) -> MultiTaskOptimizer:
     method = METHODS[trial.method]
-    options: dict[str, Any] = {"seed": trial.seed} if method.is_surgery else {}
+    options: dict[str, Any] = (
+        {"seed": trial.seed} if method.is_surgery or method.weighs_losses else {}
+    )
     base = torch.optim.Adam(network.parameters(), lr=trial.lr)
-    make: type[gradsurgery.MultiTaskOptimizer] = getattr(gradsurgery, method.optimizer)
+    make: type[MultiTaskOptimizer] = getattr(import_module("gradsurgery"), method.optimizer)
     return make(base, tasks=TASKS, **options)
 
 
-def _conflicts(optimizer: gradsurgery.MultiTaskOptimizer) -> float | None:
+def _conflicts(optimizer: MultiTaskOptimizer) -> float | None:
     return optimizer.diagnostics.summary().get(f"conflict_rate/{'~'.join(TASKS)}")

@@ -19,6 +19,8 @@ from benchmarks.multitask_bert.cli.arguments import (
 )
 from benchmarks.multitask_bert.cli.arguments import FIRST_SEED as FIRST_SEED
 
+MAX_LINES = 8  # of one kind, of what `analyze` prints
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit status."""
@@ -88,14 +90,30 @@ def _list(options: argparse.Namespace) -> int:
 def _report(options: argparse.Namespace) -> int:
     from benchmarks.multitask_bert.report.build import report
 
-    print(report(options.directories, options.out))
+    made = report(options.directories, options.out)
+    print(made.markdown if options.print else made.summary)
+    print(f"Pages: {made.page} and {made.text_page}")
     return 0
 
 
 def _analyze(options: argparse.Namespace) -> int:
     from benchmarks.multitask_bert.errors.analysis import analyze_all
+    from benchmarks.multitask_bert.report.side_by_side import compare_examples
 
-    print(analyze_all(options.runs, options.data, options.out))
+    found = analyze_all(options.runs, options.data, options.out)
+    beside = compare_examples(options.runs, options.data, options.out)
+    if options.print:
+        print("\n".join([*(each.markdown for each in found), beside.markdown]))
+        return 0
+    for each in found[:MAX_LINES]:
+        print(each.summary)
+    if len(found) > MAX_LINES:
+        print(f"and {len(found) - MAX_LINES} more, each with a page of its own")
+    for line in beside.summary[:MAX_LINES]:
+        print(line)
+    pages = [each.page for each in found]
+    shown = str(pages[0]) if len(pages) == 1 else f"{pages[0]} and {len(pages) - 1} like it"
+    print(f"Pages: {shown}{f'; {beside.page}' if beside.page else ''}")
     return 0
 
 

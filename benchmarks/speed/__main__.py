@@ -67,7 +67,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default 7")
         sub.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs")
-        if name not in ("adamw", "weights", "trainer"):
+        if name not in ("adamw", "trainer"):
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         else:
             sub.set_defaults(device="cpu")
@@ -158,7 +158,11 @@ def _adamw(options: argparse.Namespace) -> None:
 
 def _weights(options: argparse.Namespace) -> None:
     sizes = (3,) if options.quick else weights.NUM_TASKS
-    print("\n".join(weights.compare(sizes, rounds=options.rounds, seed=options.seed)))
+    print(
+        "\n".join(
+            weights.compare(sizes, rounds=options.rounds, seed=options.seed, device=options.device)
+        )
+    )
     print(describe(options.device, [f"{options.rounds} rounds"]))
 
 

@@ -6,8 +6,9 @@ import torch
 
 from benchmarks.speed.machine import fastest_reader, floor_seconds, readers
 from benchmarks.speed.measure import Action, interleaved
+from benchmarks.speed.methods import FAMILY
 from benchmarks.speed.surgery import Gradients, conflicting_gram
-from gradsurgery import kernels, pcgrad_weights, projection_order
+from gradsurgery import kernels
 
 _NUM_TASKS = [2, 3, 8, 40]
 _ROUNDS = 15
@@ -35,16 +36,17 @@ class Kernels:
 
 
 class Weights:
-    """PCGrad's weights from a Gram matrix."""
+    """Every method's weights from a Gram matrix."""
 
-    params = (_NUM_TASKS,)
-    param_names = ("T",)
+    params = (_NUM_TASKS, list(FAMILY))
+    param_names = ("T", "method")
 
-    def setup(self, num_tasks: int) -> None:
+    def setup(self, num_tasks: int, name: str) -> None:
         self.gram = conflicting_gram(num_tasks, seed=0)
+        self.weights = FAMILY[name].weights
 
-    def time_pcgrad_weights(self, num_tasks: int) -> None:
-        pcgrad_weights(self.gram, projection_order(num_tasks, 0, 0))
+    def time_weights(self, num_tasks: int, name: str) -> None:
+        self.weights(self.gram)
 
 
 class Surgery:

@@ -1,22 +1,59 @@
-"""The ways to make a step: the plain sum in torch alone, ours, the peers in all their settings."""
+"""The ways to make a step: the plain sum in torch alone, ours, the peers in all their settings.
+
+``FAMILY`` has a row for each of our methods that sees a Gram matrix. Its step, its weights beside
+TorchJD's, and their rows in the tables and in asv follow from that.
+"""
 
 from __future__ import annotations
 
 import random
 import warnings
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 import torch
+import torchjd.aggregation as peers
 from pytorch_optimizer import PCGrad as PytorchOptimizerPCGrad
+from torch import Tensor
 from torch.optim import AdamW
-from torchjd.aggregation import PCGrad as TorchJDPCGrad
 from torchjd.autojac import jac_to_grad, mtl_backward
 
 from benchmarks.speed.workloads import Workload
-from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, projection_order
+from gradsurgery import (
+    DBMTL,
+    IMTLG,
+    MGDA,
+    AlignedMTL,
+    CAGrad,
+    ConFIG,
+    DualProj,
+    FairGrad,
+    GradVac,
+    LossSum,
+    MultiTaskOptimizer,
+    NashMTL,
+    PCGrad,
+    SDMGrad,
+    UPGrad,
+    aligned_mtl_weights,
+    cagrad_weights,
+    config_weights,
+    dbmtl_weights,
+    dualproj_weights,
+    fairgrad_weights,
+    gradvac_weights,
+    imtl_g_weights,
+    mgda_weights,
+    nash_mtl_weights,
+    pcgrad_weights,
+    projection_order,
+    sdmgrad_weights,
+    upgrad_weights,
+)
 
+Weighting = Callable[[Tensor], Tensor]  # [T, T] -> [T]
 Orders = list[list[int]]  # row i: the tasks that task i visits, in order
 
 _SEED = 11711
@@ -65,7 +102,11 @@ class Method:
         self.num_steps += 1
 
     def orders(self) -> Orders | None:
-        """The orders that the next surgery will draw; None of a plain sum."""
+        """The orders that the next surgery will draw; None where it draws none."""
+        return None
+
+    def weights(self, gram: Tensor) -> Tensor | None:  # [T, T] -> [T]
+        """The weights that the next surgery will find; None of a plain sum and of projections."""
         return None
 
 
@@ -96,25 +137,38 @@ class JointBatch(Method):
 
 
 class Ours(Method):
-    """A wrapper of this library, one graph alive at a time."""
+    """A wrapper of this library, one graph alive at a time.
+
+    Args:
+        workload: its own.
+        wrap: makes the wrapper.
+        member: the row of the family whose answers it promises; without, the plain sum or PCGrad.
+        capturable: an AdamW that a CUDA graph can hold.
+    """
 
     def __init__(
         self,
         workload: Workload,
         wrap: Callable[[AdamW], MultiTaskOptimizer],
         *,
+        member: Member | None = None,
         capturable: bool = False,
     ) -> None:
         super().__init__(workload, capturable=capturable)
         self.optimizer = wrap(self.base)
+        self.member = member
 
     def zero_grad(self) -> None:
         self.optimizer.zero_grad()
 
     def backwards(self) -> None:
         for task in range(self.workload.num_tasks):
-            with self.optimizer.task(task):
-                self.workload.loss(task).backward()
+            with self.optimizer.task(task) as block:
+                loss = self.workload.loss(task)
+                if self.member is not None and self.member.needs_losses:
+                    block.backward(loss)
+                else:
+                    loss.backward()
 
     def surgery(self) -> None:
         self.optimizer.surgery()
@@ -124,11 +178,19 @@ class Ours(Method):
         self.num_steps += 1
 
     def orders(self) -> Orders | None:
-        if not isinstance(self.optimizer, PCGrad):
+        if not isinstance(self.optimizer, (PCGrad, GradVac)):
             return None
         order = projection_order(self.workload.num_tasks, self.optimizer.seed, self.num_steps)
         found: Orders = order.tolist()
         return found
+
+    def weights(self, gram: Tensor) -> Tensor | None:  # [T, T] -> [T]
+        if self.member is None or self.orders() is not None:
+            return None
+        if not self.member.needs_losses:
+            return self.member.weights(gram)
+        losses = [self.workload.loss(task).detach() for task in range(len(gram))]
+        return dbmtl_weights(gram, torch.stack(losses))
 
 
 def torchjd_orders(num_tasks: int) -> Orders:
@@ -159,7 +221,7 @@ class TorchJD(Method):
         super().__init__(workload)
         self.parallel_chunk_size = parallel_chunk_size
         self.optimize_gramian_computation = optimize_gramian_computation
-        self.aggregator = TorchJDPCGrad()
+        self.aggregator = peers.PCGrad()
 
     def backwards(self) -> None:
         tasks = range(self.workload.num_tasks)
@@ -219,6 +281,76 @@ def monitored_sum(base: AdamW) -> MultiTaskOptimizer:
     return LossSum(base, monitor=True)
 
 
+@dataclass(frozen=True)
+class Member:
+    """One of our methods that sees a Gram matrix.
+
+    Args:
+        title: as the tables call it.
+        wrap: makes its wrapper.
+        weights: of the sum, from a Gram matrix ``[T, T]``.
+        peer: makes TorchJD's for T tasks, from a Gram matrix or from rows; None where it has none.
+        of_rows: whether the peer takes rows: it is given a T×T factor of the Gram matrix.
+        needs_losses: whether its weights depend on the losses too, which are 1 for ``weights``.
+    """
+
+    title: str
+    wrap: Callable[[AdamW], MultiTaskOptimizer]
+    weights: Weighting
+    peer: Callable[[int], Weighting] | None
+    of_rows: bool = False
+    needs_losses: bool = False
+
+
+def _pcgrad_weights(gram: Tensor) -> Tensor:
+    return pcgrad_weights(gram, projection_order(len(gram), 0, 0, gram.device))
+
+
+def _gradvac_weights(gram: Tensor) -> Tensor:
+    order = projection_order(len(gram), 0, 0, gram.device)
+    return gradvac_weights(gram, torch.zeros_like(gram), order)[0]
+
+
+FAMILY: Mapping[str, Member] = {
+    "pcgrad": Member("PCGrad", pcgrad, _pcgrad_weights, lambda _: peers.PCGradWeighting()),
+    # Targets that stay 0 cost the same, and its answer is then Algorithm 1's.
+    "gradvac": Member(
+        "GradVac",
+        lambda base: GradVac(base, beta=0.0),
+        _gradvac_weights,
+        lambda _: peers.GradVacWeighting(),
+    ),
+    "mgda": Member("MGDA", MGDA, mgda_weights, lambda _: peers.MGDAWeighting()),
+    "upgrad": Member("UPGrad", UPGrad, upgrad_weights, lambda _: peers.UPGradWeighting()),
+    "dualproj": Member("DualProj", DualProj, dualproj_weights, lambda _: peers.DualProjWeighting()),
+    "cagrad": Member("CAGrad", CAGrad, cagrad_weights, lambda _: peers.CAGradWeighting(c=0.4)),
+    "nash-mtl": Member(
+        "Nash-MTL",
+        lambda base: NashMTL(base, max_norm=None),
+        nash_mtl_weights,
+        lambda num_tasks: peers.NashMTL(num_tasks, max_norm=0.0),
+        of_rows=True,
+    ),
+    "fairgrad": Member(
+        "FairGrad at 2",
+        lambda base: FairGrad(base, alpha=2.0),
+        lambda gram: fairgrad_weights(gram, 2.0),
+        lambda _: peers.FairGradWeighting(alpha=2.0),
+    ),
+    "sdmgrad": Member("SDMGrad", SDMGrad, sdmgrad_weights, lambda _: peers.SDMGradWeighting()),
+    "imtl-g": Member("IMTL-G", IMTLG, imtl_g_weights, lambda _: peers.IMTLGWeighting()),
+    "config": Member("ConFIG", ConFIG, config_weights, lambda _: peers.ConFIG(), of_rows=True),
+    "aligned-mtl": Member(
+        "Aligned-MTL", AlignedMTL, aligned_mtl_weights, lambda _: peers.AlignedMTLWeighting()
+    ),
+    "db-mtl": Member(
+        "DB-MTL",
+        DBMTL,
+        lambda gram: dbmtl_weights(gram, torch.ones_like(gram[0])),
+        None,
+        needs_losses=True,
+    ),
+}
 TORCHJD = {
     f"torchjd chunk={chunk} optimize={'on' if optimize else 'off'}": partial(
         TorchJD, parallel_chunk_size=chunk, optimize_gramian_computation=optimize
@@ -232,7 +364,7 @@ METHODS: Mapping[str, Callable[[Workload], Method]] = {
     "joint batch": JointBatch,
     "loss-sum": partial(Ours, wrap=loss_sum),
     "loss-sum monitor": partial(Ours, wrap=monitored_sum),
-    "pcgrad": partial(Ours, wrap=pcgrad),
+    **{name: partial(Ours, wrap=member.wrap, member=member) for name, member in FAMILY.items()},
     **TORCHJD,
     "pytorch_optimizer": PytorchOptimizer,
 }

@@ -113,9 +113,8 @@ class GradientBuffer:
         if not self.slots:
             self._layout.prepare()
         self.slots.update({task: slot for slot, task in enumerate(tasks)})
-        self._layout.reserve(len(self.slots))
         self._touched.update((parameter, set(self.slots.values())) for parameter in stacks)
-        self._layout.adopt(stacks)
+        self._layout.adopt(stacks, len(self.slots))
 
     def _copy_given(self) -> None:
         """Copies what was adopted, because more is to be added to it."""
@@ -142,6 +141,15 @@ class GradientBuffer:
             for task, slot in self.slots.items()
             if slot in slots
         }
+
+    def drop(self, parameters: Iterable[Tensor]) -> None:
+        """Forgets what the step's tasks gave some parameters."""
+        for parameter in parameters:
+            self._touched.pop(parameter, None)
+            self._loose.pop(parameter, None)
+            self._layout.given.pop(parameter, None)
+        if not self._touched:
+            self.clear()
 
     def settle(self) -> None:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
@@ -314,12 +322,8 @@ class GradientBuffer:
         """A gradient of our own, in the memory order that autograd promises for the parameter."""
         dtype = self.dtype or grad.dtype
         like = real(local(parameter).detach())
-        if (
-            is_whole(grad)
-            and not copy
-            and grad.dtype == dtype
-            and grad.stride() == strides_of(like)
-        ):
+        is_ours = not copy and is_whole(grad) and grad.dtype == dtype
+        if is_ours and grad.stride() == strides_of(like):
             return grad.detach()
         return copied(like, grad, dtype)
 
@@ -337,8 +341,7 @@ class GradientBuffer:
         if self.slots:
             raise ValueError(
                 "optimizer: cannot be copied or pickled between a task block and step(), while it "
-                f"holds the gradients of {len(self.slots)} task(s); call step() or zero_grad() "
-                "first"
+                f"holds gradients of {len(self.slots)} task(s); call step() or zero_grad() first"
             )
         return {"dtype": self.dtype, "layout": self.layout()}
 

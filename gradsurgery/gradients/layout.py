@@ -59,8 +59,9 @@ class Layout:
         """Gives the rows in which a parameter's gradients lie in this step."""
         return self.given.get(parameter) or self.home[parameter]
 
-    def adopt(self, stacks: Mapping[Tensor, Tensor]) -> None:
+    def adopt(self, stacks: Mapping[Tensor, Tensor], num_tasks: int) -> None:
         """Gives parameters rows that somebody else made, ``[T, *shape]``, for this step."""
+        self.reserve(num_tasks)
         self.given.update((p, GivenRows(p, stack)) for p, stack in stacks.items())
 
     def has_given(self, grads: Sequence[tuple[Tensor, Tensor]]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from math import prod
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -96,3 +97,12 @@ def true_everywhere(flag: Tensor, parameters: list[Tensor]) -> Tensor:  # []
     for over in dict.fromkeys(spread(parameter) for parameter in parameters):
         failures = total(failures, over)
     return failures == 0
+
+
+def mean_everywhere(numbers: Tensor, parameters: Iterable[Tensor]) -> Tensor:
+    """Averages numbers over the processes over which the first parameter that is spread lies;
+    gives them back where none is."""
+    over = next((spread(parameter) for parameter in parameters if is_spread(parameter)), None)
+    if over is None:
+        return numbers
+    return total(numbers / over.mesh.size(), Spread(over.mesh, num_copies=1))

@@ -27,6 +27,7 @@ def aligned_mtl_weights(
     *,
     preference: Tensor | None = None,  # [T]
     fixed: bool | None = None,
+    fused: bool = False,
 ) -> Tensor:  # [..., T]
     r"""Weights that make all principal components of the gradients equally strong.
 
@@ -44,6 +45,7 @@ def aligned_mtl_weights(
             median (the lower one), or their mean.
         preference: p, ``[T]``; by default 1.
         fixed: whether to do a fixed amount of work; by default away from the CPU.
+        fused: whether that work is one launch of a fused kernel, for up to 16 tasks.
 
     Returns:
         Weights ``[..., T]``.
@@ -59,7 +61,7 @@ def aligned_mtl_weights(
     Source: Dmitry Senushkin et al., "Independent Component Alignment for Multi-Task Learning",
     2023.
     """
-    values, vectors = spectrum(gram, fixed=fixed)
+    values, vectors = spectrum(gram, fixed=fixed, fused=fused)
     kept = values > RANK_THRESHOLD * values.amax(-1, keepdim=True)
     kept = kept & (values > 0)
     num_kept = kept.sum(-1, keepdim=True).clamp_min(1)
@@ -88,7 +90,7 @@ class AlignedMTLMethod(Method):
 
     def weights(self, seen: Seen) -> Tensor:  # [S, T]
         assert seen.gram is not None
-        return aligned_mtl_weights(seen.gram, self.scale)
+        return aligned_mtl_weights(seen.gram, self.scale, fused=seen.fused)
 
 
 class AlignedMTL(MultiTaskOptimizer):

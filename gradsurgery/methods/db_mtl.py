@@ -32,7 +32,7 @@ def dbmtl_weights(
 
     Args:
         gram: inner products of the gradients of the losses themselves, ``[..., T, T]``.
-        losses: above 0, ``[T]``.
+        losses: above 0, ``[T]``; with one that is not, weights are NaN.
 
     Returns:
         Weights ``[..., T]``.
@@ -45,7 +45,8 @@ def dbmtl_weights(
     Source: Baijiong Lin et al., "Dual-Balancing for Multi-Task Learning", 2023.
     """
     lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    longest = (lengths / losses.to(gram)).amax(-1, keepdim=True)
+    losses = torch.where(losses > 0, losses, torch.nan).to(gram)
+    longest = (lengths / losses).amax(-1, keepdim=True)
     is_zero = lengths == 0
     return poisoned(torch.where(is_zero, 0, longest / torch.where(is_zero, 1, lengths)), gram)
 

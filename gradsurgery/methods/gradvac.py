@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,6 +15,7 @@ from gradsurgery.methods.by_task import ByTask
 from gradsurgery.methods.order import projection_order
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
+from gradsurgery.solvers.plain import Matrix, lengths_of, on_host
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -61,6 +63,14 @@ def gradvac_weights(
     Source: Zirui Wang et al., "Gradient Vaccine: Investigating and Improving Multi-task
     Optimization in Massively Multilingual Models", 2021.
     """
+
+    def ones() -> Iterator[Matrix]:  # not read before somebody asks
+        yield from targets.expand_as(gram).reshape(-1, *gram.shape[-2:]).tolist()
+
+    of_each = ones()
+    usual = on_host(gram, lambda one: _gradvac_of(one, next(of_each), order.tolist(), beta))
+    if usual is not None:
+        return usual[..., 0, :], usual[..., 1:, :].to(targets)
     num_tasks = gram.shape[-1]
     lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device).repeat(
@@ -93,6 +103,35 @@ def gradvac_weights(
     poison = 0 * gram.sum((-2, -1))
     targets = torch.where((poison == 0)[..., None, None], targets, kept)
     return coefficients.sum(-2) + poison.unsqueeze(-1), targets
+
+
+def _gradvac_of(
+    gram: Matrix, targets: Matrix, order: list[list[int]], beta: float
+) -> Matrix | None:
+    """The weights, and below them the new targets."""
+    lengths = lengths_of(gram)
+    if lengths is None:
+        return None
+    weights, moved = [1.0] * len(gram), []
+    for i, visits in enumerate(order):
+        aims, products, squared = list(targets[i]), gram[i], lengths[i] ** 2
+        for j in visits:
+            if j == i:
+                continue
+            length, own_length = lengths[j], math.sqrt(max(squared, 0.0))
+            if not own_length * length > 0:
+                return None
+            cosine = min(max(products[j] / own_length / length, -1.0), 1.0)
+            aim = min(aims[j], _LARGEST_TARGET)
+            if cosine < aim:
+                beside = math.sqrt((1 - cosine * cosine) / (1 - aim * aim))
+                step = own_length / length * (aim * beside - cosine)
+                weights[j] += step
+                squared += step * (2 * products[j] + step * length * length)
+                products = [a + step * b for a, b in zip(products, gram[j], strict=True)]
+            aims[j] += beta * (cosine - aims[j])
+        moved.append(aims)
+    return [weights, *moved]
 
 
 class GradVacMethod(Method):

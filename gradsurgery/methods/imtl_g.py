@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from operator import mul
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,17 +14,22 @@ from gradsurgery.method import Method, Seen
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
 from gradsurgery.solvers.cosines import cosines, poisoned, times
-from gradsurgery.solvers.impartial import impartial
+from gradsurgery.solvers.impartial import damping, impartial
+from gradsurgery.solvers.plain import Matrix, lengths_of, on_host, solved
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _VANISHING = 1e-12  # of a sum, in units of its absolute terms
+_UNDAMPED = 3000  # times the damping, over e: there it changes inverses by less than 1e-12
 
 
 def imtl_g_weights(
-    gram: Tensor, *, noise: float | None = None
-) -> Tensor:  # [..., T, T] -> [..., T]
+    gram: Tensor,  # [..., T, T]
+    *,
+    noise: float | None = None,
+    fixed: bool | None = None,
+) -> Tensor:  # [..., T]
     r"""Weights, of sum 1, of the update whose projections onto the gradients are equally long.
 
     .. math::
@@ -35,6 +42,7 @@ def imtl_g_weights(
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
         noise: relative error of an inner product; by default the precision of ``gram``'s type.
+        fixed: whether to do a fixed amount of work; by default away from the CPU.
 
     Returns:
         Weights ``[..., T]``.
@@ -46,6 +54,9 @@ def imtl_g_weights(
 
     Source: Liyang Liu et al., "Towards Impartial Multi-task Learning", 2021.
     """
+    usual = on_host(gram, partial(_imtl_g_of, damping=damping(gram, noise)), fixed=fixed)
+    if usual is not None:
+        return usual
     found = cosines(gram, noise)
     weights = impartial(found, noise) / found.lengths
     total = weights.sum(-1, keepdim=True)
@@ -54,9 +65,42 @@ def imtl_g_weights(
     return poisoned(weights, gram)
 
 
+def _impartial_of(gram: Matrix, damping: float) -> tuple[list[float], list[float]] | None:
+    """Weights of an update whose projections have length 1, and the lengths of the gradients."""
+    lengths = lengths_of(gram)
+    found = lengths and solved(gram, lengths)
+    # The least eigenvalue of the cosines is above their determinant / e.
+    if not lengths or not found or not found[1] > _UNDAMPED * damping:
+        return None
+    return found[0], lengths
+
+
+def _imtl_g_of(gram: Matrix, damping: float) -> list[float] | None:
+    found = _impartial_of(gram, damping)
+    if found is None:
+        return None
+    weights, _ = found
+    total = sum(weights)
+    if not abs(total) > _VANISHING * sum(map(abs, weights)):
+        return None
+    return [weight / total for weight in weights]
+
+
+def _config_of(gram: Matrix, damping: float) -> list[float] | None:
+    found = _impartial_of(gram, damping)
+    if found is None:
+        return None
+    weights, lengths = found
+    share = sum(lengths) / sum(map(mul, weights, lengths))
+    return [share * weight for weight in weights]
+
+
 def config_weights(
-    gram: Tensor, *, noise: float | None = None
-) -> Tensor:  # [..., T, T] -> [..., T]
+    gram: Tensor,  # [..., T, T]
+    *,
+    noise: float | None = None,
+    fixed: bool | None = None,
+) -> Tensor:  # [..., T]
     r"""Weights of the update that makes equal angles with all gradients, as long as they are on it.
 
     .. math::
@@ -69,6 +113,7 @@ def config_weights(
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
         noise: relative error of an inner product; by default the precision of ``gram``'s type.
+        fixed: whether to do a fixed amount of work; by default away from the CPU.
 
     Returns:
         Weights ``[..., T]``.
@@ -81,6 +126,9 @@ def config_weights(
     Source: Qiang Liu, Mengyu Chu and Nils Thuerey, "ConFIG: Towards Conflict-free Training of
     Physics Informed Neural Networks", 2024.
     """
+    usual = on_host(gram, partial(_config_of, damping=damping(gram, noise)), fixed=fixed)
+    if usual is not None:
+        return usual
     found = cosines(gram, noise)
     equal = impartial(found, noise)
     onto = times(found.matrix, equal)  # of the direction, onto every unit gradient

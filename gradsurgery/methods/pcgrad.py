@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from gradsurgery.method import Method, Seen
 from gradsurgery.methods.order import projection_order
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
+from gradsurgery.solvers.plain import Matrix, lengths_of, on_host
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -46,6 +48,10 @@ def pcgrad_coefficients(
 
     Source: Tianhe Yu et al., "Gradient Surgery for Multi-Task Learning", 2020, Algorithm 1.
     """
+    if order.ndim == 2:
+        usual = on_host(gram, lambda matrix: _coefficients_of(matrix, order.tolist()))
+        if usual is not None:
+            return usual
     num_tasks = gram.shape[-1]
     batch = torch.broadcast_shapes(gram.shape, order.shape)
     gram, order = gram.expand(batch), order.expand(batch)
@@ -67,6 +73,29 @@ def pcgrad_coefficients(
     poison = 0 * gram.sum((-2, -1), keepdim=True)
     coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device) + poison
     return coefficients.scatter_add_(-1, order, removed)
+
+
+def _coefficients_of(gram: Matrix, order: list[list[int]]) -> Matrix | None:
+    if lengths_of(gram) is None:
+        return None
+    squared = [row[i] for i, row in enumerate(gram)]
+    # turned[i][j] = -G_ij / G_jj: above zero where the two conflict, and then the step to take.
+    turned = [[-number / of for number, of in zip(row, squared, strict=True)] for row in gram]
+    if not math.isfinite(sum(map(sum, turned))):
+        return None
+    found = []
+    for i, visits in enumerate(order):
+        conflicts = turned[i]
+        mixed = [0.0] * len(gram)
+        mixed[i] = 1.0
+        for j in visits:
+            removed = conflicts[j]
+            if removed > 0 and j != i:
+                mixed[j] += removed
+                steps = zip(conflicts, turned[j], strict=True)
+                conflicts = [number + removed * step for number, step in steps]
+        found.append(mixed)
+    return found
 
 
 def pcgrad_weights(

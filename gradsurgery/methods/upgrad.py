@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from numbers import Real
+from operator import mul
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -14,8 +15,9 @@ from torch.optim import Optimizer
 from gradsurgery.method import Method, Seen
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
-from gradsurgery.solvers.cosines import cosines, poisoned, times
+from gradsurgery.solvers.cosines import cosines, poisoned, ridge, times
 from gradsurgery.solvers.nonneg import nonneg
+from gradsurgery.solvers.plain import Matrix, cosines_of, lengths_of, nonneg_of, on_host
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -56,6 +58,9 @@ def upgrad_weights(
     Source: Pierre Quinton and Valérian Rey, "Jacobian Descent for Multi-Objective Optimization",
     2024.
     """
+    usual = _on_host(gram, preference, noise, fixed, _upgrad_of)
+    if usual is not None:
+        return usual
     matrix, lengths, present = cosines(gram, noise)
     preferred = _preferred(preference, lengths)
     more = nonneg(matrix, matrix, fixed=fixed)  # row i: what is added to gradient i, in cosines
@@ -96,6 +101,9 @@ def dualproj_weights(
     Learning", 2017; Pierre Quinton and Valérian Rey, "Jacobian Descent for Multi-Objective
     Optimization", 2024.
     """
+    usual = _on_host(gram, preference, noise, fixed, _dualproj_of)
+    if usual is not None:
+        return usual
     matrix, lengths, present = cosines(gram, noise)
     preferred = _preferred(preference, lengths)
     wanted = torch.where(present, preferred * lengths, 0)
@@ -110,6 +118,50 @@ def _preferred(preference: Tensor | None, lengths: Tensor) -> Tensor:
     if preference is None:
         return torch.full_like(lengths, 1 / lengths.shape[-1])
     return preference.to(lengths)
+
+
+def _on_host(
+    gram: Tensor,  # [..., T, T]
+    preference: Tensor | None,  # [T]
+    noise: float | None,
+    fixed: bool | None,
+    added_of: Callable[[Matrix, list[float]], list[float] | None],
+) -> Tensor | None:  # [..., T]
+    """Solves few usual problems; ``added_of`` finds what is added to the preference, in lengths."""
+
+    def of_one(matrix: Matrix) -> list[float] | None:
+        lengths = lengths_of(matrix)
+        if lengths is None:
+            return None
+        preferred = [1 / len(matrix)] * len(matrix) if preference is None else preference.tolist()
+        wanted = [p * length for p, length in zip(preferred, lengths, strict=True)]
+        added = added_of(cosines_of(matrix, lengths, 1 + ridge(gram, noise)), wanted)
+        if added is None:
+            return None
+        every = zip(preferred, added, lengths, strict=True)
+        return [p + number / length for p, number, length in every]
+
+    return on_host(gram, of_one, fixed=fixed)
+
+
+def _upgrad_of(matrix: Matrix, wanted: list[float]) -> list[float] | None:
+    added = [0.0] * len(wanted)
+    for row, scale in zip(matrix, wanted, strict=True):
+        if min(row) < 0:
+            more = nonneg_of(matrix, row)
+            if more is None:
+                return None
+            added = [a + scale * b for a, b in zip(added, more, strict=True)]
+    return added
+
+
+def _dualproj_of(matrix: Matrix, wanted: list[float]) -> list[float] | None:
+    largest = max(map(abs, wanted))
+    if not largest:
+        return None
+    shares = [number / largest for number in wanted]
+    more = nonneg_of(matrix, [sum(map(mul, row, shares)) for row in matrix])
+    return None if more is None else [largest * number for number in more]
 
 
 class ProjectionMethod(Method):

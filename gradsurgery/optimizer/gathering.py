@@ -13,7 +13,6 @@ from collections.abc import (
     Sequence,
 )
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -74,9 +73,10 @@ class Gathering:
         name = self._tasks.check(name)
         step.check_closed("task()")
         step.handling = self._handling()
-        block = TaskBlock(name, partial(self._note_loss, name))
+        shown: list[Tensor] = []
+        block = TaskBlock(name, shown.append)
+        step.seal.enter(name)
         step.is_open = True
-        step.seal.lift()
         self._witness.entered()
         try:
             if step.handling == "plain":
@@ -88,6 +88,8 @@ class Gathering:
                     yield block
                     grads = dot_grad.take_over(self._parameters(), self._only_read())
                     self._keep(name, grads, outside)
+            for loss in shown:
+                self._note_loss(name, loss)
         except RuntimeError as error:
             if "backward through the graph a second time" not in str(error):
                 raise
@@ -122,13 +124,15 @@ class Gathering:
         with torch.no_grad():
             self.look(task, list(grads.values()))
             kept, plain = grads, {} if apart else grads
-            if self._shared is not None:
+            if self._shared is not None and not self._surgery.weighs_losses:
                 kept = {p: grad for p, grad in grads.items() if p in self._shared}
                 plain = {p: grads[p] for p in grads if p not in kept} if apart else grads
             if apart or self._surgery.settings.monitor:
                 step.buffer.capture(task, list(kept.items()), copy=not apart)
             if not apart:
                 self._surgery.scale(task, grads)
+            if self._surgery.knows_weights:
+                step.weighed.add(task)
             dot_grad.merge(outside, plain)
             step.averaged.difference_update(plain)
 
@@ -150,7 +154,7 @@ class Gathering:
     def _note_loss(self, name: Hashable, loss: Tensor) -> None:
         """Shows a loss to a method that asks for losses."""
         if self._surgery.method.needs_losses:
-            self._step.note_loss(self._tasks.number(name), loss.detach())
+            self._step.note_loss(self._tasks.number(name), self._surgery.shown.unscaled(loss))
 
     def backward_all(
         self,
@@ -192,9 +196,12 @@ class Gathering:
         """Back-propagates losses that are all there, each for its task or all in one pass."""
         handling = self._handling()
         sees_each = self._surgery.sees_each_task or self._guard.looks
-        # Not with replicas: one without examples would not ask for the mean of the losses.
-        looks = self._guard.looks or self._surgery.settings.monitor or self._replicas is not None
-        if handling == "apart" and self._surgery.weighs_losses and not looks:
+        looks = self._guard.looks or self._surgery.settings.monitor
+        if not self._surgery.knows_weights:
+            # One without examples would not ask for the mean of the losses.
+            looks = looks or self._replicas is not None
+        if handling != "plain" and self._surgery.weighs_losses and not looks:
+            self._step.handling = handling
             self._backward_weighted(losses, retain_graph)
             return
         if handling == "plain" or (handling == "weighted" and not sees_each):
@@ -228,9 +235,11 @@ class Gathering:
         by_task = sorted((self._tasks.number(name), loss) for name, loss in losses.items())
         for name in losses:
             self._witness.met(name, in_grad=True)
-        weights = self._surgery.weigh_losses({task: loss.detach() for task, loss in by_task})
+        seen = {task: self._surgery.shown.unscaled(loss) for task, loss in by_task}
+        weights = self._surgery.weigh_losses(seen)
+        if self._surgery.method.needs_losses:
+            self._step.note_all(seen)
         seeds = [w.to(loss).view_as(loss) for (_, loss), w in zip(by_task, weights, strict=True)]
-        self._step.handling = "apart"
         torch.autograd.backward(
             [loss for _, loss in by_task], seeds, retain_graph=bool(retain_graph)
         )
@@ -245,6 +254,7 @@ class Gathering:
         check_features(shared)
         with self._all_or_nothing():
             self._backward_to(losses, shared, retain_graph)
+        self._step.seal.lay(self._step.buffer, self._step.handling)
 
     def _backward_to(
         self, losses: GivenLosses, features: Sequence[Tensor], retain_graph: bool

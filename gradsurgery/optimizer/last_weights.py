@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from gradsurgery.arguments import check_integer, check_places
+from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.rows import Units
-from gradsurgery.gradients.shards import local
 
 
 class LastWeights:
@@ -60,13 +60,12 @@ class LastWeights:
         weights = self._of[task]
         of_shared = weights / len(self._of) if mean else weights
         for parameters, factors in ((self._shared, of_shared), (self._alone, weights)):
-            alike: dict[tuple[int, torch.device], list[Tensor]] = {}
+            alike: dict[int, list[Tensor]] = {}
             for parameter, grad in grads.items():
                 if parameter in parameters:
-                    kind = parameters[parameter], grad.device
-                    alike.setdefault(kind, []).append(local(grad))
-            for (unit, device), scaled in alike.items():
-                torch._foreach_mul_(scaled, factors[unit].to(device, non_blocking=True))
+                    alike.setdefault(parameters[parameter], []).append(grad)
+            for unit, scaled in alike.items():
+                dot_grad.multiply(scaled, factors[unit])
 
     def state_dict(self, parameters: Sequence[Tensor]) -> dict[str, Any]:
         """The weights, and the parameters by their places among all."""

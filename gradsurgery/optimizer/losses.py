@@ -11,12 +11,15 @@ GivenLosses = Tensor | Collection[Tensor] | Mapping[Any, Tensor]
 Losses = GivenLosses | Iterator[Tensor] | Iterator[tuple[Hashable, Tensor]]
 
 
-def named(losses: GivenLosses, tasks: Sequence[Hashable] | None) -> dict[Hashable, Tensor]:
+def named(
+    losses: GivenLosses, tasks: Sequence[Hashable] | None, *, have_graphs: bool = True
+) -> dict[Hashable, Tensor]:
     """Losses by task, every one of them checked.
 
     Args:
         losses: in the order of the tasks, as one tensor ``[T]`` too, or by name.
         tasks: the names, where they are declared; by default the numbers from 0 on.
+        have_graphs: whether they are to be back-propagated.
 
     Raises:
         TypeError: a loss is not a tensor.
@@ -37,7 +40,7 @@ def named(losses: GivenLosses, tasks: Sequence[Hashable] | None) -> dict[Hashabl
     if not by_task:
         raise ValueError("losses: must hold at least one loss, got none")
     for name, loss in by_task.items():
-        _check(name, loss)
+        _check(name, loss, have_graphs)
     return by_task
 
 
@@ -97,7 +100,7 @@ def _in_order(losses: Tensor | Collection[Tensor]) -> Sequence[Tensor]:
     return losses if isinstance(losses, Sequence) else list(losses)
 
 
-def _check(name: Hashable, loss: object) -> None:
+def _check(name: Hashable, loss: object, has_graph: bool = True) -> None:
     if not isinstance(loss, Tensor):
         raise TypeError(f"losses: must be tensors, got {type(loss).__name__} for task {name!r}")
     if loss.numel() != 1:
@@ -105,7 +108,7 @@ def _check(name: Hashable, loss: object) -> None:
             f"losses: must be scalars, got shape {tuple(loss.shape)} for task {name!r}; "
             "take its mean over the examples, or give the tasks' losses from before torch.stack"
         )
-    if not loss.requires_grad:
+    if has_graph and not loss.requires_grad:
         raise ValueError(
             f"losses: must need a gradient, that of task {name!r} does not; "
             "give a mapping without the task when its loss is a constant, else compute the loss "

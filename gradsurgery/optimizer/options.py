@@ -38,4 +38,5 @@ class Options(SumOptions, total=False):
     seed: int
     every: int
     start_step: int
+    grad_scaler: torch.amp.GradScaler | None
     warn: bool

@@ -80,7 +80,11 @@ class Step:
         has_graph: whether a gradient was made with ``create_graph=True``.
         failed: by task, whether a gradient was not finite, ``[]`` booleans: what nobody has acted
             upon yet.
-        losses: of the tasks, where the method asks for them, ``[]`` each.
+        losses: of the tasks, where the method asks for them, ``[]`` each: of what awaits surgery.
+        all_losses: those of the whole step.
+        to_learn: those that the method learns from when the step has been taken, whatever a hook
+            forgets meanwhile.
+        weighed: the tasks whose blocks were weighed when they ended.
     """
 
     buffer: GradientBuffer
@@ -92,6 +96,9 @@ class Step:
     has_graph: bool = False
     failed: dict[int, Tensor] = field(default_factory=dict)
     losses: dict[int, Tensor] = field(default_factory=dict)
+    all_losses: dict[int, Tensor] = field(default_factory=dict)
+    to_learn: dict[int, Tensor] = field(default_factory=dict)
+    weighed: set[int] = field(default_factory=set)
 
     def note(self, task: int, failed: Tensor) -> None:  # []
         """Remembers of a task's gradient whether it was not finite."""
@@ -99,8 +106,14 @@ class Step:
 
     def note_loss(self, task: int, loss: Tensor) -> None:  # []
         """Adds a loss to those that a task has in this step."""
-        loss = loss.view(())
         self.losses[task] = self.losses[task] + loss if task in self.losses else loss
+        self.note_all({task: loss})
+
+    def note_all(self, losses: Mapping[int, Tensor]) -> None:
+        """Adds losses to those of the whole step; these have gone into weights already."""
+        for task, loss in losses.items():
+            before = self.all_losses.get(task)
+            self.all_losses[task] = loss if before is None else before + loss
 
     def flags(self, num_tasks: int, device: torch.device) -> Tensor:  # [N] of uint8
         """Tells of which tasks a gradient was not finite."""
@@ -116,10 +129,12 @@ class Step:
         self.has_graph = False
         self.failed.clear()
         self.losses.clear()
+        self.all_losses.clear()
+        self.weighed.clear()
 
     def forget(self) -> None:
         """Begins anew without them."""
-        self.seal.lift()
+        self.seal.forget()
         self.buffer.clear()
         self.end()
 
@@ -200,27 +215,32 @@ class Step:
         """
         names, handling, failed = list(tasks.names), self.handling, dict(self.failed)
         averaged, has_graph = set(self.averaged), self.has_graph
-        losses = dict(self.losses)
+        losses, all_losses = dict(self.losses), dict(self.all_losses)
+        weighed = set(self.weighed)
         self.seal.lift()
         outside = dot_grad.hide(parameters, self.buffer)
         before = self.buffer
         if before.slots:
             self.buffer = GradientBuffer(before.dtype)
         if replace:
+            self.seal.forget()
             self.end()
+        self.seal.pause(True)
         try:
             yield
         except BaseException:
+            self.seal.pause(False)
             tasks.restore(names)
             self.handling, self.failed = handling, failed
             self.averaged, self.has_graph, self.losses = averaged, has_graph, losses
+            self.all_losses, self.weighed = all_losses, weighed
             if self.buffer is before:
                 before.clear()
             self.buffer = before
             dot_grad.put(parameters, outside)
             self.seal.lay(before, handling)
             raise
-        self.seal.lift()
+        self.seal.pause(False)
         if self.buffer is not before:
             if replace:
                 before.clear()

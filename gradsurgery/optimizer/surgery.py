@@ -21,6 +21,7 @@ from gradsurgery.gradients.shards import local
 from gradsurgery.method import FromGram, Method, Seen, Weighting, check_state
 from gradsurgery.optimizer.last_weights import LastWeights
 from gradsurgery.optimizer.settings import Settings
+from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Clock, Handling, Step
 from gradsurgery.optimizer.tasks import Tasks
 from gradsurgery.optimizer.watched import Watched
@@ -39,6 +40,7 @@ class Surgery:
         diagnostics: told of every surgery.
         settings: how and when.
         seed: of the random choices.
+        shown: makes of losses what the method sees.
 
     Raises:
         TypeError, ValueError: the seed is none, or the method does not take these settings.
@@ -52,6 +54,7 @@ class Surgery:
         diagnostics: Diagnostics,
         settings: Settings,
         seed: int,
+        shown: ShownLosses,
     ) -> None:
         if settings.every > 1 and not method.needs_gram:
             raise ValueError(
@@ -60,6 +63,7 @@ class Surgery:
             )
         self.method = method
         self.settings = settings
+        self.shown = shown
         self.clock = Clock(check_integer("seed", seed))
         self.watched = Watched(self._parameters)
         self._base = base
@@ -87,10 +91,17 @@ class Surgery:
             return "weighted" if self.settings.monitor else "plain"
         if self.method.has_fixed_weights:
             return "weighted"
-        since = self.clock.num_steps - self.settings.start_step
-        if since < 0:
+        if not self.has_begun:
             return "plain"
+        if self.knows_weights:
+            return "weighted"
+        since = self.clock.num_steps - self.settings.start_step
         return "apart" if since % self.settings.every == 0 or not self._last else "weighted"
+
+    @property
+    def has_begun(self) -> bool:
+        """Tells whether the steps of plain loss sum are over."""
+        return self.clock.num_steps >= self.settings.start_step
 
     @property
     def sees_each_task(self) -> bool:
@@ -101,6 +112,18 @@ class Surgery:
     def weighs_losses(self) -> bool:
         """Tells whether the method's weights go on the losses, before any backward."""
         return not (self.method.needs_gram or self.method.has_fixed_weights)
+
+    @property
+    def weighs_alone(self) -> bool:
+        """Tells whether parameters that one task alone reached are weighted like the others."""
+        return self.settings.scope == "all" or self.weighs_losses
+
+    @property
+    def knows_weights(self) -> bool:
+        """Tells whether each task's weight is known before its loss. A share of the mean is not:
+        it depends on how many tasks take part."""
+        is_known = self.weighs_losses and self.method.has_known_weights
+        return is_known and self.settings.reduction == "sum" and self.has_begun
 
     def weigh_losses(self, losses: Mapping[int, Tensor]) -> Tensor:  # [T]
         """Asks the method for the weights of some losses, by task in order of their numbers."""
@@ -126,11 +149,12 @@ class Surgery:
 
     def scale(self, task: int, grads: Mapping[Tensor, Tensor]) -> None:
         """Multiplies a task's gradients by its weight, in place, where they are not kept apart."""
-        if not self.method.has_fixed_weights:
+        if self.knows_weights:
+            weights, _ = self.weigh(None, [task], {}, next(iter(grads.values())).device)
+            dot_grad.multiply(grads.values(), weights[0, 0])
+        elif not self.method.has_fixed_weights:
             self._last.scale(task, grads, mean=self.settings.reduction == "mean")
-            return
-        weight = self.fixed_weight(task)
-        if weight != 1.0:
+        elif (weight := self.fixed_weight(task)) != 1.0:
             torch._foreach_mul_([local(grad) for grad in grads.values()], weight)
 
     def operate(self, buffer: GradientBuffer, step: Step) -> None:
@@ -152,6 +176,8 @@ class Surgery:
             gram = _by_task(gram, buffer)
         touched = buffer.touched()
         noise, device = self.noise_of(touched), touched[0].device
+        if self.method.needs_losses and step.handling == "apart":
+            self.shown.check(of_tasks, step.losses)
         weights, coefficients = self.weigh(
             gram, of_tasks, step.losses, device, noise, units.numbers if shared else ()
         )
@@ -187,9 +213,10 @@ class Surgery:
             return torch.stack(
                 [like.new_full(like.shape, self.fixed_weight(task)) for task in of_tasks], -1
             ), None
+        sees_losses = method.needs_losses and not method.has_known_weights
         seen = Seen(
             gram if method.needs_gram else None,
-            self._seen_losses(of_tasks, losses) if method.needs_losses else None,
+            self.shown.seen(of_tasks, losses) if sees_losses else None,
             tuple(of_tasks),
             tuple(self._tasks.names),
             self.clock.seed,
@@ -208,6 +235,18 @@ class Surgery:
                 f"{tuple(found.shape)}"
             )
         return found, None
+
+    def settle(self, step: Step) -> None:
+        """Ends a surgery: keeps the losses to learn from, and tells the diagnostics of blocks that
+        were weighed when they ended."""
+        step.to_learn = dict(step.all_losses)
+        of_tasks = sorted(step.weighed)
+        if self.method.needs_losses:
+            self.shown.check(of_tasks, step.all_losses)
+        if of_tasks and not self.settings.monitor:
+            weights, _ = self.weigh(None, of_tasks, {}, next(self._parameters()).device)
+            self.record(of_tasks, None, weights, None)
+        step.weighed.clear()
 
     def record(
         self,
@@ -267,18 +306,17 @@ class Surgery:
         """Adds the combined gradient to ``.grad``; weights are by slot."""
         if self.settings.every > 1:
             self._last.keep(buffer, units, weights, alone=self.settings.scope == "all")
-        reach_all = self.settings.scope == "all" or not self.method.needs_gram
-        dot_grad.add(
-            buffer.combine(
-                self.kernels_for(buffer.touched()).combine_segments,
-                units,
-                self.reduced(weights),
-                weights if reach_all else None,
-            )
-        )
+        of_shared = self.reduced(weights)
+        of_alone = weights if self.settings.scope == "all" else None
+        if not self.method.needs_gram:
+            of_alone = of_shared  # all of a loss is weighted
+        combine = self.kernels_for(buffer.touched()).combine_segments
+        dot_grad.add(buffer.combine(combine, units, of_shared, of_alone))
 
     def _units(self, buffer: GradientBuffer) -> Units:
         """Tells which parameters the method looks at together."""
+        if not self.method.needs_gram:
+            return Units()  # weights of losses are alike for all of them
         if self.settings.granularity == "group":
             return Units(group["params"] for group in self._base.param_groups)
         if self.settings.granularity == "tensor":
@@ -287,16 +325,6 @@ class Surgery:
                 placed = [(place, p) for place, p in enumerate(self._parameters()) if p in kept]
                 return Units(([p] for _, p in placed), [place for place, _ in placed])
         return Units()
-
-    def _seen_losses(self, of_tasks: Sequence[int], losses: Mapping[int, Tensor]) -> Tensor:  # [T]
-        missing = [self._tasks.names[task] for task in of_tasks if task not in losses]
-        if missing:
-            raise ValueError(
-                f"losses: must be known to this method, those of the tasks {missing} are not; call "
-                "optimizer.backward(losses), or `with optimizer.task(name) as block:` and "
-                "block.backward(loss)"
-            )
-        return torch.stack([losses[task] for task in of_tasks])
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self._base.param_groups:

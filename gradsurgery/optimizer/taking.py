@@ -142,7 +142,8 @@ class Taking:
         handling = step.handling or self._guard.handling(self._surgery.handling())
         apart: Grads = {}
         if handling == "apart":
-            apart = {p: s for p, s in stacks.items() if self._shared is None or p in self._shared}
+            all_count = self._shared is None or self._surgery.weighs_losses
+            apart = {p: s for p, s in stacks.items() if all_count or p in (self._shared or ())}
         if not self._may_stay(apart, names, handling):
             by_task = (
                 (name, {parameter: stack[place] for parameter, stack in stacks.items()})
@@ -150,7 +151,7 @@ class Taking:
             )
             self._in_blocks(by_task, seen)
             return
-        step.seal.lift()
+        step.seal.enter(names[0])
         step.handling = handling
         numbers = [self._tasks.number(name) for name in names]
         for name in names:
@@ -213,11 +214,13 @@ class Taking:
                         else:
                             parameter.grad.add_(grad)
                 del grads
+        self._step.seal.lay(self._step.buffer, self._step.handling)
 
     def _note(self, name: Hashable, losses: Mapping[Hashable, Tensor]) -> None:
         """Shows a task's loss to a method that asks for losses."""
         if self._surgery.method.needs_losses:
-            self._step.note_loss(self._tasks.number(name), losses[name].detach())
+            loss = self._surgery.shown.unscaled(losses[name])
+            self._step.note_loss(self._tasks.number(name), loss)
 
 
 class _Takes(Protocol):

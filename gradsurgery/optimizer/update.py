@@ -14,6 +14,7 @@ from gradsurgery.distributed.averaging import AveragedBuffer
 from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.optimizer.learning import Learning
 from gradsurgery.optimizer.nonfinite import Guard, drop_tasks
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
@@ -36,6 +37,7 @@ class Update:
         replicas: processes with the same parameters, if there are any.
         witness: told of every surgery.
         shared: the parameters that may count as shared, where they were declared.
+        learning: shows the method the losses of each step.
     """
 
     def __init__(
@@ -48,6 +50,7 @@ class Update:
         replicas: Replicas | None,
         witness: Witness,
         shared: frozenset[Tensor] | None,
+        learning: Learning,
     ) -> None:
         self._parameters = parameters
         self._tasks = tasks
@@ -57,6 +60,7 @@ class Update:
         self._replicas = replicas
         self._witness = witness
         self._shared = shared
+        self._learning = learning
 
     @property
     def process_group(self) -> ProcessGroup | None:
@@ -76,6 +80,8 @@ class Update:
                 self._operate(mean)
             finally:
                 mean.clear()
+        self._surgery.settle(self._step)
+        self._step.seal.settle()
 
     def must_be_skipped(self, closure: Callable[[], Any] | None) -> bool:
         """Tells whether the step is to be left out; reads the device, where it may be.
@@ -107,6 +113,7 @@ class Update:
         with step.second_order_explained(base, even_without_graph=closure is None):
             yield
         if step.counts:
+            self._learning.learn(step)
             self._surgery.clock.tick()
         step.end()
         self._witness.end()
@@ -122,6 +129,7 @@ class Update:
         def evaluate() -> Any:
             # The base optimizer may have replaced what was averaged over processes.
             self._step.averaged.clear()
+            self._step.all_losses.clear()
             loss = closure()
             surgery()
             self.testify()
@@ -185,7 +193,7 @@ class Update:
             step.buffer,
             tasks_of,
             {p: outside.get(p) for p in parameters if p in with_outside},
-            self._surgery.settings.scope == "all",
+            self._surgery.weighs_alone,
             replicas.group,
         )
         dot_grad.add(mean.outside)

@@ -21,6 +21,7 @@ class Witness:
         method: the optimizer's name, with which its warnings begin.
         speaks: whether there are warnings.
         declared: names of the tasks, where there can be no others; a single one is never missed.
+        least: how many tasks a step needs, 1 or 2.
 
     Example:
         >>> witness = Witness("PCGrad", speaks=True, declared=None)
@@ -29,8 +30,15 @@ class Witness:
         "the step had one task only, 'a'"
     """
 
-    def __init__(self, method: str, speaks: bool, declared: Sequence[Hashable] | None) -> None:
+    def __init__(
+        self,
+        method: str,
+        speaks: bool,
+        declared: Sequence[Hashable] | None,
+        least: int = 2,
+    ) -> None:
         self._method = method
+        self._least = least
         self._speaks = speaks
         self._listens = speaks and (declared is None or len(declared) > 1)
         self._num_settled_steps = 0
@@ -99,8 +107,9 @@ class Witness:
         is_old = self._had_two and not (self._num_asked or self._most or self._in_grad)
         if self._misses() and not is_old and _has_gradient(parameters):
             reason, self._listens = self.reason(), False
+            needed = "two tasks" if self._least == 2 else "a task"
             warn(
-                f"{self._method}: a step without surgery, which needs two tasks: {reason} "
+                f"{self._method}: a step without surgery, which needs {needed}: {reason} "
                 "(warn=False silences this)"
             )
 
@@ -138,7 +147,7 @@ class Witness:
         )
 
     def _misses(self) -> bool:
-        return self._listens and self._most < 2 and len(self._in_grad) < 2
+        return self._listens and max(self._most, len(self._in_grad)) < self._least
 
 
 def warn(message: str) -> None:

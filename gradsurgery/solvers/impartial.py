@@ -37,12 +37,16 @@ def impartial(found: Cosines, noise: float | None = None) -> Tensor:  # [..., T]
     """
     matrix = found.matrix.clone()
     matrix.diagonal(dim1=-2, dim2=-1).fill_(1)  # a ridge would give opposite gradients a direction
-    noise = torch.finfo(matrix.dtype).eps if noise is None else noise
-    damping = max(_LEAST_DAMPING, matrix.shape[-1] * noise)
     squared = matrix @ matrix
-    squared.diagonal(dim1=-2, dim2=-1).add_(damping**2)
+    squared.diagonal(dim1=-2, dim2=-1).add_(damping(matrix, noise) ** 2)
     ones = found.present.to(matrix.dtype)
     factor = torch.linalg.cholesky_ex(squared).L
     v = torch.cholesky_solve(times(matrix, ones).unsqueeze(-1), factor)
     left = ones.unsqueeze(-1) - matrix @ v
     return (v + torch.cholesky_solve(matrix @ left, factor)).squeeze(-1) * ones
+
+
+def damping(matrix: Tensor, noise: float | None = None) -> float:  # [..., T, T]
+    """Gives the size of the eigenvalues that fade out, of cosines with such errors."""
+    noise = torch.finfo(matrix.dtype).eps if noise is None else noise
+    return max(_LEAST_DAMPING, matrix.shape[-1] * noise)

@@ -9,14 +9,16 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from benchmarks.multitask_bert.claims.examples import difference_error, has_other_examples
+from benchmarks.multitask_bert.intervals import Interval, interval
 from benchmarks.multitask_bert.records.rows import OVERALL, Row, Run
 from benchmarks.multitask_bert.records.run import SETTINGS
 from benchmarks.multitask_bert.records.series import deviation
-from benchmarks.multitask_bert.significance import Estimate, Interval, interval
+from benchmarks.multitask_bert.significance import Estimate
 from benchmarks.multitask_bert.tasks import TASKS
 
-# From this many on, the pairs alone decide; of two, one degree of freedom says next to nothing.
-MIN_PAIRS = 3
+# From this many on, the pairs alone decide. Of fewer, no exact test of their signs could: that all
+# of five agree is chance once in 16 times.
+MIN_PAIRS = 6
 # What two runs of a seed must have in common besides, for their difference to be their recipes'.
 _SAME = {"data": None, "version": None, "device": None, "num_processes": 1, **SETTINGS}
 
@@ -46,7 +48,7 @@ class Pairs:
             theirs.append(other)
         if not mine:
             return None
-        rows = (replace(row, runs=tuple(r)) for row, r in ((first, mine), (second, theirs)))
+        rows = replace(first, runs=tuple(mine)), replace(second, runs=tuple(theirs))
         return cls(*rows, tuple(refused))
 
     @property

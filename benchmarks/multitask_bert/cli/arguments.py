@@ -155,8 +155,8 @@ def make_parser() -> argparse.ArgumentParser:
     report = commands.add_parser(
         "report",
         help="tables and plots of finished and unfinished runs",
-        description="Makes report.md, plots/*.png, and report.html, a page that needs no other "
-        "file, of the run folders below DIR.",
+        description="Makes report.md, plots/*.svg, and report.html, a page that needs no other "
+        "file, of the run folders below DIR, and prints their summary.",
     )
     report.set_defaults(command="report")
     report.add_argument("directories", nargs="+", type=Path, metavar="DIR")
@@ -164,11 +164,16 @@ def make_parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="DIR", help="where to write; default: the first DIR"
     )
 
+    report.add_argument(
+        "--print", action="store_true", help="print the whole report.md, not its summary"
+    )
+
     analyze = commands.add_parser(
         "analyze",
         help="where finished runs go wrong",
-        description="Makes analysis.md, plots/*.png, and analysis.html, a page that needs no other "
-        "file, of each finished run. The files quote texts of the data.",
+        description="Makes analysis.md, plots/*.svg, and analysis.html, a page that needs no other "
+        "file, of each finished run, and comparison.html of those that differ in one setting. "
+        "The files quote texts of the data.",
     )
     analyze.set_defaults(command="analyze")
     analyze.add_argument(
@@ -179,6 +184,9 @@ def make_parser() -> argparse.ArgumentParser:
     )
     analyze.add_argument(
         "--out", type=Path, metavar="DIR", help="where to write; default: each run's own folder"
+    )
+    analyze.add_argument(
+        "--print", action="store_true", help="print every analysis.md, not their summary"
     )
 
     predict = commands.add_parser(

@@ -6,13 +6,13 @@ It derives everything from the run folder and the texts of its data, and never i
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from benchmarks.multitask_bert import metrics
+from benchmarks.multitask_bert.errors.cautions import comparisons, degenerate, remarks
 from benchmarks.multitask_bert.errors.outcomes import Outcomes, read_outcomes
 from benchmarks.multitask_bert.errors.pairs import (
     LONG_PAIR,
@@ -33,7 +33,6 @@ from benchmarks.multitask_bert.page.document import (
     Items,
     Paragraph,
     Table,
-    Text,
     code,
     plain,
     strong,
@@ -43,10 +42,7 @@ from benchmarks.multitask_bert.page.markdown import to_markdown
 from benchmarks.multitask_bert.records.rows import CONSTANT, Run, find_runs, metric_title
 from benchmarks.multitask_bert.significance import (
     LEVEL,
-    MIN_COUNT,
-    NUM_ERRORS,
     Estimate,
-    Verdict,
     judge,
 )
 from benchmarks.multitask_bert.tasks import BUILT_IN_DATA
@@ -55,10 +51,15 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 NUM_WORST = 5
-# A share of predictions of one class, from which on little else is learned.
-NEARLY_ALL = 0.95
-# The record rounds scores to six digits.
-METRIC_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was written about a run, and a line that sums it up."""
+
+    summary: str
+    markdown: str
+    page: Path
 
 
 def analyze(
@@ -68,10 +69,10 @@ def analyze(
     *,
     long_pair: int = LONG_PAIR,
     num_worst: int = NUM_WORST,
-) -> str:
-    """Write ``analysis.md``, ``analysis.html`` and ``plots/*.png`` of one finished run.
+) -> Analysis:
+    """Write ``analysis.md``, ``analysis.html`` and ``plots/*.svg`` of one finished run.
 
-    Gives the Markdown. The HTML page holds its plots and needs no other file. The files quote
+    The HTML page holds its plots and needs no other file. The files quote
     texts of the data.
 
     Args:
@@ -95,7 +96,9 @@ def analyze(
     return _analyze(runs[0], data, Path(out or runs[0].folder), long_pair, num_worst)
 
 
-def analyze_all(runs: Sequence[Path], data: str | None = None, out: Path | None = None) -> str:
+def analyze_all(
+    runs: Sequence[Path], data: str | None = None, out: Path | None = None
+) -> list[Analysis]:
     """Analyze every run in some folders, each into its own folder.
 
     Args:
@@ -118,21 +121,20 @@ def analyze_all(runs: Sequence[Path], data: str | None = None, out: Path | None 
                 f"--out: must have one place for each run, found several for {min(twice)}; leave "
                 "it out, or analyze them one by one"
             )
-    texts = [
+    return [
         _analyze(run, data, folder, LONG_PAIR, NUM_WORST)
         for run, folder in zip(found, folders, strict=True)
     ]
-    return "\n".join(texts)
 
 
-def _analyze(run: Run, data: str | None, out: Path, long_pair: int, num_worst: int) -> str:
+def _analyze(run: Run, data: str | None, out: Path, long_pair: int, num_worst: int) -> Analysis:
     outcomes = read_outcomes(run, data)
     source = str(data or run.config["data"])
     findings: list[Block] = []
     for each in outcomes:
         findings.append(Heading(each.task.title))
         if each.is_degenerate:
-            findings.append(Paragraph(_degenerate(each)))
+            findings.append(Paragraph(degenerate(each)))
             _plot_path(out, each).unlink(missing_ok=True)  # left by an earlier analysis
         else:
             findings += _task_blocks(each, source, out, long_pair, num_worst)
@@ -147,15 +149,27 @@ def _analyze(run: Run, data: str | None, out: Path, long_pair: int, num_worst: i
         first,
         Heading(title, 1),
         _overview(outcomes),
-        Items(tuple(_remarks(run, outcomes, findings))),
+        Items(tuple(remarks(run, outcomes, findings))),
         *_compromise(run),
         *findings,
     ]
     text = to_markdown(blocks)
     out.mkdir(parents=True, exist_ok=True)
     (out / "analysis.md").write_text(text, encoding="utf-8")
-    (out / "analysis.html").write_text(to_html(blocks, plain(title), out), encoding="utf-8")
-    return text
+    page = out / "analysis.html"
+    page.write_text(to_html(blocks, plain(title), out), encoding="utf-8")
+    return Analysis(_summary(run, outcomes, findings), text, page)
+
+
+def _summary(run: Run, outcomes: Sequence[Outcomes], findings: Sequence[Block]) -> str:
+    """Give the metrics of a run, and how many of its errors' differences are no chance."""
+    scores = [
+        f"{metric_title(each.task.name)} {Estimate(each.metric, each.metric_error).text('{:.3f}')}"
+        for each in outcomes
+    ]
+    _, judged, named = comparisons(findings)
+    told = f"{named} of {judged} groups of examples stand out (by chance {LEVEL * judged:.0f})"
+    return f"{run.recipe['id']} seed {run.seed}: {', '.join(scores)}; {told}"
 
 
 def _task_blocks(
@@ -176,14 +190,15 @@ def _task_blocks(
         draw, shown = partial(draw_scores, pairs), "signed errors of groups"
     title = f"{outcomes.task.title}: errors on the dev split"
     path = _plot_path(out, outcomes)
-    save(draw, path, f"{title} ({'SYNTHETIC data' if source in BUILT_IN_DATA else source})")
+    shown_source = "SYNTHETIC data" if source in BUILT_IN_DATA else Path(source).name
+    save(draw, path, f"{title} ({shown_source})")
     yield Figure(title, path.relative_to(out), f"{title}: {shown}; the numbers are in the tables.")
     for part in parts:
         yield from part
 
 
 def _plot_path(out: Path, outcomes: Outcomes) -> Path:
-    return out / "plots" / f"errors-{outcomes.task.name}.png"
+    return out / "plots" / f"errors-{outcomes.task.name}.svg"
 
 
 def _overview(outcomes: Sequence[Outcomes]) -> Table:
@@ -202,80 +217,6 @@ def _overview(outcomes: Sequence[Outcomes]) -> Table:
             ]
         )
     return Table.of(["", "dev examples", "this run", CONSTANT, "this run is"], rows)
-
-
-def _remarks(run: Run, outcomes: Sequence[Outcomes], findings: Sequence[Block]) -> Iterator[Text]:
-    """Give what a reader has to know, the gravest first."""
-    for each in outcomes:
-        if each.is_degenerate:
-            yield _degenerate(each)
-        elif (warning := _nearly_constant(each)) is not None:
-            yield warning
-        recorded = run.metrics.get(each.task.name)
-        if recorded is not None and not abs(recorded - each.metric) <= METRIC_TOLERANCE:
-            yield (
-                strong("The record says otherwise"),
-                f": {metric_title(each.task.name)} {recorded:.3f} in metrics.jsonl, "
-                f"{each.metric:.3f} from the predictions.",
-            )
-    yield (
-        "± is one standard error from the choice of dev examples. It knows nothing of other seeds, "
-        "and a difference seen here may not come back in another run."
-    )
-    yield (
-        f"A difference is named where it exceeds {NUM_ERRORS:g} standard errors, or where an exact "
-        f"test (two-sided: signs, Fisher, McNemar) gives p < {LEVEL:g}. Where a side has fewer "
-        f"than {MIN_COUNT} examples, or no outcome of as many could have given such a p, there are "
-        f"{Verdict.TOO_FEW.value}."
-    )
-    rows = (row for block in findings if isinstance(block, Table) for row in block.rows)
-    verdicts = [cell for row in rows for cell in row if isinstance(cell, Verdict)]
-    judged = [verdict for verdict in verdicts if verdict is not Verdict.TOO_FEW]
-    named = [verdict for verdict in judged if verdict is not Verdict.NOISE]
-    yield (
-        f"Of {len(verdicts)} comparisons below, {len(judged)} have examples enough to tell and "
-        f"{len(named)} are named; chance alone would name about {LEVEL * len(judged):.0f}."
-    )
-    yield (
-        "Groups overlap and features go together (long pairs share longer runs of words), so a "
-        "difference is no cause."
-    )
-    yield (
-        'A signed error is prediction less label. "At equal label" is the difference that a '
-        "regression leaves once the label is accounted for: scores drawn to the middle are too "
-        "high on low labels whatever the text says. The verdict is on that one."
-    )
-    background = outcomes[0].background
-    yield (
-        "The features are rules on words, without a parser: names are learned from capitals "
-        f"({len(background.names):,} words), negation, idioms and polarity come from short lists, "
-        "and no part of speech tells the senses of a shared word apart."
-    )
-    if background.num_pieces is None:
-        yield "Word pieces are not counted: the encoder's tokenizer.json is not at hand."
-
-
-def _degenerate(outcomes: Outcomes) -> Text:
-    return (
-        strong("Degenerate"),
-        f": the {outcomes.task.title} predictions are all one value or not finite "
-        f"(the first is {outcomes.predictions[0]:g}), so there are no errors to compare.",
-    )
-
-
-def _nearly_constant(outcomes: Outcomes) -> Text | None:
-    if outcomes.task.kind == "score":
-        return None
-    classes, counts = np.unique(outcomes.predictions, return_counts=True)
-    share = counts.max() / counts.sum()
-    if share < NEARLY_ALL:
-        return None
-    constant = metrics.constant_metric(outcomes.task.kind, outcomes.labels)
-    return (
-        strong("Nearly constant"),
-        f": {share:.1%} of the {outcomes.task.title} predictions are class "
-        f"{classes[counts.argmax()]:g}; accuracy {outcomes.metric:.3f}, {CONSTANT} {constant:.3f}.",
-    )
 
 
 def _compromise(run: Run) -> Iterator[Block]:

@@ -12,7 +12,15 @@ from benchmarks.multitask_bert.errors.confusion import Confusion
 from benchmarks.multitask_bert.errors.contrasts import Group
 from benchmarks.multitask_bert.errors.pairs import PairErrors
 from benchmarks.multitask_bert.errors.sentences import SEVERE, SentenceErrors, confusion_of
-from benchmarks.multitask_bert.page.plot_style import COLOURS, DPI, REFERENCE_LINE, STYLE
+from benchmarks.multitask_bert.page.plot_style import (
+    COLOURS,
+    INK,
+    PALE,
+    QUIET,
+    REFERENCE_LINE,
+    STYLE,
+    write_svg,
+)
 from benchmarks.multitask_bert.significance import (
     NUM_ERRORS,
     Estimate,
@@ -28,7 +36,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 BLUE, ORANGE, *_ = COLOURS
-PALE = "0.7"
 VERDICT_COLOURS = {Verdict.TOO_FEW: PALE, Verdict.NOISE: BLUE}  # and orange for a difference
 CAPTION = (
     f"Bars: ± {NUM_ERRORS:g} standard errors. Groups, in brackets their number of examples: by the "
@@ -40,19 +47,24 @@ def save(draw: Callable[[], Figure], path: Path, title: str) -> None:
     """Draw a figure in the style of the report and write it."""
     import matplotlib
 
-    path.parent.mkdir(parents=True, exist_ok=True)
     with matplotlib.rc_context(dict(STYLE)):
         figure = draw()
         figure.suptitle(title, fontweight="bold")
-        figure.supxlabel(CAPTION, fontsize=9, color="0.3")
-        figure.savefig(path, dpi=DPI)
+        figure.supxlabel(CAPTION, fontsize=9, color=QUIET)
+        write_svg(figure, path)
 
 
 def draw_scores(found: PairErrors) -> Figure:
     """Draw scores against labels, signed errors by length and overlap, and groups."""
     figure, (scores, length, overlap), (plain, equal) = _panels(3, 2)
     outcomes, task = found.outcomes, found.outcomes.task
-    dots: Mapping[str, Any] = {"s": 9, "alpha": 0.35, "color": BLUE, "linewidth": 0}
+    dots: Mapping[str, Any] = {
+        "s": 9,
+        "alpha": 0.35,
+        "color": BLUE,
+        "linewidth": 0,
+        "rasterized": True,
+    }
     scores.scatter(outcomes.labels, outcomes.predictions, **dots)
     ends = (task.label_min, task.label_max)
     scores.plot(ends, ends, label="prediction = label", **REFERENCE_LINE)
@@ -181,7 +193,7 @@ def _draw_shares(
             width=0.36,
             yerr=[NUM_ERRORS * share.error for share in shares],
             color=colour,
-            error_kw={"elinewidth": 1, "ecolor": "0.25"},
+            error_kw={"elinewidth": 1, "ecolor": INK},
             label=name,
         )
         axis.set_xticks(range(len(shares)))

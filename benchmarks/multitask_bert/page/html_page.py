@@ -1,11 +1,13 @@
-"""One HTML page from blocks: all it shows is inside the file, and it runs no script."""
+"""One HTML page from blocks: all it shows is inside the file, and it runs one script, ours."""
 
 from __future__ import annotations
 
 import base64
+import hashlib
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from html import escape
+from itertools import count
 from pathlib import Path
 
 from benchmarks.multitask_bert.page.document import (
@@ -25,8 +27,14 @@ from benchmarks.multitask_bert.page.document import (
     spans,
 )
 
-# Whatever a text smuggles in, the browser then neither runs nor fetches anything.
-POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; base-uri 'none'"
+SORT = Path(__file__).with_name("sort.js").read_text(encoding="utf-8")
+_DIGEST = base64.b64encode(hashlib.sha256(SORT.encode()).digest()).decode("ascii")
+# Whatever a text smuggles in, the browser then neither runs nor fetches anything: it runs a script
+# of this digest alone.
+POLICY = (
+    f"default-src 'none'; script-src 'sha256-{_DIGEST}'; img-src data:; "
+    "style-src 'unsafe-inline'; base-uri 'none'"
+)
 
 
 def to_html(
@@ -39,7 +47,7 @@ def to_html(
     Arguments:
         blocks: What the page shows; its headings make the table of contents.
         title: Of the window.
-        folder: Where the files of the figures are, whose bytes go into the page.
+        folder: Where the figures are, SVG files whose bytes go into the page.
 
     Raises:
         OSError: The file of a figure cannot be read.
@@ -73,6 +81,7 @@ def to_html(
 <main id="content">
 {body}
 </main>
+<script>{SORT}</script>
 </body>
 </html>
 """
@@ -107,8 +116,9 @@ class _Writer:
                     yield "</details>"
 
     def _heading(self, title: Text, level: int) -> str:
-        slug = re.sub(r"[^a-z0-9]+", "-", plain(title).lower()).strip("-")[:60]
-        anchor = f"{slug or 'part'}-{len(self.headings) + 1}"
+        slug = re.sub(r"[^a-z0-9]+", "-", plain(title).lower()).strip("-")[:60] or "part"
+        taken = {anchor for _, anchor, _ in self.headings}
+        anchor = next(a for n in count(1) if (a := f"{slug}-{n}" if n > 1 else slug) not in taken)
         self.headings.append((level, anchor, plain(title)))
         return f'<h{level} id="{anchor}">{inline(title)}</h{level}>'
 
@@ -134,8 +144,9 @@ def _span(part: str | Span) -> str:
 
 
 def _escaped(text: str) -> str:
-    # A number stays on one line with its deviation.
-    return re.sub(" ([±→]) ", "\N{NO-BREAK SPACE}\\1\N{NO-BREAK SPACE}", escape(text))
+    # A number stays on one line with its deviation, and both ends of an interval with each other.
+    text = re.sub(r"(\[\S+,) (\S+\])", "\\1\N{NO-BREAK SPACE}\\2", escape(text))
+    return re.sub(" ([±→]) | (?=[≠†])", lambda m: m[0].replace(" ", "\N{NO-BREAK SPACE}"), text)
 
 
 def _cell(cell: Cell) -> str:
@@ -144,7 +155,7 @@ def _cell(cell: Cell) -> str:
     labels = (*cell.labels, *[""] * len(cell.lines))
     lines = []
     for line, label in zip(cell.lines, labels, strict=False):
-        before = f'<span class="label">{escape(label)}</span> ' if label else ""
+        before = f'<span class="label">{escape(label)}</span>\N{NO-BREAK SPACE}' if label else ""
         lines.append(f"<div>{before}{inline(line)}</div>")
     return "".join(lines)
 
@@ -182,11 +193,13 @@ def _table(block: Table) -> Iterator[str]:
 
 def _figure(block: Figure, folder: Path) -> Iterator[str]:
     content = (folder / block.path).read_bytes()
-    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    # As a picture, a drawing can run nothing, and its names cannot meet those of the page.
     data = base64.b64encode(content).decode("ascii")
+    found = re.search(rb'<svg[^>]* viewBox="0 0 ([\d.]+) ([\d.]+)"', content)
+    width, height = (round(float(points) / 0.75) for points in found.groups()) if found else (0, 0)
     yield "<figure>"
     yield (
-        f'<img src="data:image/png;base64,{data}" width="{width}" height="{height}" '
+        f'<img src="data:image/svg+xml;base64,{data}" width="{width}" height="{height}" '
         f'alt="{escape(block.description)}">'
     )
     yield f"<figcaption>{escape(block.title)}</figcaption>"

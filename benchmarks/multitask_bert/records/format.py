@@ -12,7 +12,7 @@ from typing import Any
 _LARGEST = 2**53
 _COUNTS = (
     *("step", "stage", "epoch", "epochs", "best_epoch", "samples", "eval_samples"),
-    *("examples", "skipped"),
+    *("examples", "skipped", "peak_bytes"),
 )
 _NUMBERS = (
     *("seconds", "eval_seconds", "train_seconds", "samples_per_second"),

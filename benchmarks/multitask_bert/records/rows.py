@@ -82,6 +82,11 @@ class Section:
         return self.data in BUILT_IN_DATA
 
     @property
+    def title(self) -> str:
+        """Name the data without the path that they had on some machine."""
+        return "the built-in corpus" if self.is_synthetic else Path(self.data).name or self.data
+
+    @property
     def runs(self) -> list[Run]:
         return sorted(
             (run for row in self.rows for run in (*row.runs, *row.uncounted)),

@@ -6,9 +6,11 @@ It derives everything from what the runs left in their folders, and never import
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.multitask_bert.claims.findings import findings
+from benchmarks.multitask_bert.claims.findings import Finding, findings
+from benchmarks.multitask_bert.claims.paired import MIN_PAIRS
 from benchmarks.multitask_bert.claims.verdicts import MIN_SEEDS
 from benchmarks.multitask_bert.page.document import (
     Block,
@@ -19,18 +21,26 @@ from benchmarks.multitask_bert.page.document import (
     Paragraph,
     Span,
     Table,
+    Text,
     strong,
     with_code,
 )
 from benchmarks.multitask_bert.page.html_page import to_html
 from benchmarks.multitask_bert.page.markdown import to_markdown
-from benchmarks.multitask_bert.records.rows import Section, find_runs, group_by_data
+from benchmarks.multitask_bert.records.rows import Row, Section, find_runs, group_by_data
 from benchmarks.multitask_bert.report.appendix import appendix
 from benchmarks.multitask_bert.report.conflicts import conflict_table
 from benchmarks.multitask_bert.report.deviations import KINDS, Deviation, number_deviations
+from benchmarks.multitask_bert.report.differences import (
+    Compared,
+    assumptions,
+    compare_twins,
+    difference_table,
+)
 from benchmarks.multitask_bert.report.groups import Group, group_rows
 from benchmarks.multitask_bert.report.plots.all import remove_plots, write_plots
 from benchmarks.multitask_bert.report.remarks import about_report, gravest, reading
+from benchmarks.multitask_bert.report.summary import INDENT, summary
 from benchmarks.multitask_bert.report.tables import legacy_table, result_table, scale_note
 from benchmarks.multitask_bert.significance import NUM_ERRORS
 
@@ -43,17 +53,29 @@ VERDICT_STYLES: Mapping[str, Span] = {
 GRADIENT_PLOTS = ("conflict-rates", "cosines", "layer-cosines")
 
 
-def report(directories: Sequence[Path], out: Path | None = None) -> str:
-    """Write ``report.md``, ``report.html`` and ``plots/*.png`` from run folders.
+@dataclass(frozen=True)
+class Report:
+    """What a report says, and where its files are.
+
+    Arguments:
+        summary: About ten plain lines for each source of data.
+        markdown: All of it, as in the file.
+    """
+
+    summary: str
+    markdown: str
+    page: Path
+    text_page: Path
+
+
+def report(directories: Sequence[Path], out: Path | None = None) -> Report:
+    """Write ``report.md``, ``report.html`` and ``plots/*.svg`` from run folders.
 
     The HTML page holds its plots and needs no other file.
 
     Arguments:
         directories: Folders that hold run folders, at any depth, or are run folders.
         out: Where to write; the first of the directories by default.
-
-    Returns:
-        The Markdown.
 
     Raises:
         ValueError: A directory is missing, or no run in any of them can be read.
@@ -64,23 +86,41 @@ def report(directories: Sequence[Path], out: Path | None = None) -> str:
     remove_plots(folder)
     sections = group_by_data(runs)
     blocks: list[Block] = []
+    told: list[str] = [f"not read: {complaint}" for complaint in complaints]
     if len(sections) > 1:
         text = f"{len(sections)} sources of data: compare no number across them."
         blocks.append(Paragraph(strong(text)))
+        told.append(text)
     for index, section in enumerate(sections):
         prefix = f"{index + 1}-" if len(sections) > 1 else ""
-        blocks += _section(section, complaints if index == 0 else [], folder, prefix)
-    text = to_markdown(blocks)
-    (folder / "report.md").write_text(text, encoding="utf-8")
-    page = to_html(blocks, f"{TITLE} on {', '.join(each.data for each in sections)}", folder)
-    (folder / "report.html").write_text(page, encoding="utf-8")
-    return text
+        groups = group_rows(section)
+        rows = [row for group in groups for row in group.rows]
+        compared = compare_twins(section, rows)
+        lines = summary(section, rows, compared)
+        told += [line.replace("`", "") for line in lines]
+        found = Found(section, groups, rows, compared, lines)
+        blocks += _section(found, complaints if index == 0 else [], folder, prefix)
+    markdown = to_markdown(blocks)
+    text_page, page = folder / "report.md", folder / "report.html"
+    text_page.write_text(markdown, encoding="utf-8")
+    title = f"{TITLE} on {', '.join(each.title for each in sections)}"
+    page.write_text(to_html(blocks, title, folder), encoding="utf-8")
+    return Report("\n".join(told), markdown, page, text_page)
 
 
-def _section(
-    section: Section, complaints: Sequence[str], folder: Path, prefix: str
-) -> Iterator[Block]:
-    groups = group_rows(section)
+@dataclass(frozen=True)
+class Found:
+    """A source of data with all that a report says of it."""
+
+    section: Section
+    groups: Sequence[Group]
+    rows: Sequence[Row]
+    compared: Sequence[Compared]
+    summary: Sequence[str]
+
+
+def _section(found: Found, complaints: Sequence[str], folder: Path, prefix: str) -> Iterator[Block]:
+    section, groups = found.section, found.groups
     plots = write_plots(section, groups, folder, prefix)
     numbers = number_deviations(section)
     notice = section.notice[:1].upper() + section.notice[1:].rstrip(".") + "."
@@ -88,7 +128,13 @@ def _section(
         yield Paragraph((strong("SYNTHETIC DATA, NOT SST, QUORA AND STS."), f" {notice}"))
     else:
         yield Paragraph(notice if notice.startswith("Data") else f"Data: {notice}")
-    yield Heading(f"{TITLE} on {section.data}: dev metrics", 1)
+    yield Heading(f"{TITLE} on {section.title}: dev metrics", 1)
+    *lines, answer = found.summary
+    yield Paragraph(strong(answer))
+    yield Items(tuple(with_code(line) for line in lines if not line.startswith(INDENT)))
+    if inner := tuple(with_code(line.strip()) for line in lines if line.startswith(INDENT)):
+        yield Items(inner)
+    yield from _figures(plots.get("differences", {}))
     if texts := tuple(gravest(section, complaints)):
         yield Items(texts)
     yield Heading("Results beside the published numbers")
@@ -99,6 +145,10 @@ def _section(
             yield Items(texts)
         yield result_table(section, group, numbers)
     yield from _figures(plots.get("methods", {}))
+    if found.compared:
+        yield Heading("Differences, paired by seed")
+        yield Items(tuple(assumptions(found.compared, found.rows)))
+        yield difference_table(found.compared)
     yield from _claims(section)
     yield from _deviations(numbers)
     yield from _gradients(section, groups, plots)
@@ -124,8 +174,18 @@ def _claims(section: Section) -> Iterator[Block]:
     yield Heading("What the reports claim")
     yield Paragraph(
         f"± is the standard error. A number decides where it lies more than {NUM_ERRORS:g} of them "
-        f"within or outside of what is claimed, over at least {MIN_SEEDS} seeds."
+        f"within or outside of what is claimed, over at least {MIN_SEEDS} seeds. A difference of "
+        f"{MIN_PAIRS} pairs of seeds or more is decided by their interval of 95 %."
     )
+    tested = [each for each in found if each.verdict != "not tested"]
+    if tested:
+        yield _claim_table(tested, scale_note(section.rows))
+    if rest := [each for each in found if each.verdict == "not tested"]:
+        title = f"{len(rest)} of {len(found)} claims not tested"
+        yield Details(title, (_claim_table(rest, scale_note(section.rows)),))
+
+
+def _claim_table(found: Sequence[Finding], caption: Text) -> Table:
     rows = tuple(
         (
             each.id,
@@ -136,8 +196,7 @@ def _claims(section: Section) -> Iterator[Block]:
         )
         for each in found
     )
-    header = ("no.", "claim", "of", "verdict", "evidence")
-    yield Table(header, rows, scale_note(section.rows), is_prose=True)
+    return Table(("no.", "claim", "of", "verdict", "evidence"), rows, caption, is_prose=True)
 
 
 def _deviations(numbers: Mapping[Deviation, int]) -> Iterator[Block]:

@@ -56,7 +56,7 @@ def reading(section: Section) -> Iterator[Text]:
     )
     settings: dict[tuple[str | Span, ...], list[str]] = {}
     for row in section.rows:
-        settings.setdefault(_settings(row.runs[0].settings), []).append(row.name)
+        settings.setdefault(settings_text(row.runs[0].settings), []).append(row.name)
     for text, names in settings.items():
         yield text if len(settings) == 1 else (*_named(names), ": ", *spans(text))
     errors = [
@@ -109,7 +109,8 @@ def _other_splits(section: Section) -> Iterator[Text]:
         yield f"≠ Published for another dev split, so do not compare: {sizes}."
 
 
-def _settings(settings: Json) -> tuple[str | Span, ...]:
+def settings_text(settings: Json) -> tuple[str | Span, ...]:
+    """Tell what a row was run with, besides its recipe."""
     steps, scale = settings["max_steps"], settings["scale"]
     length = "all steps of the epochs" if scale == 1 else f"epochs shortened by {scale:g}"
     return (

@@ -9,6 +9,7 @@ import numpy as np
 
 from benchmarks.multitask_bert.page.document import (
     Cell,
+    Span,
     Stack,
     Table,
     Text,
@@ -33,6 +34,7 @@ from benchmarks.multitask_bert.report.published import is_other_split, printed_m
 from benchmarks.multitask_bert.tasks import TASKS
 
 SPEEDS = "samples/s (training / evaluation)"
+SINGLE_SEED = Span("single seed", "bad")
 CELL_LABELS = ("", "published", "difference")
 LEGACY_TITLES: Mapping[str, Mapping[str, str]] = {
     "sts": {
@@ -50,9 +52,9 @@ def result_table(section: Section, group: Group, numbers: Mapping[Deviation, int
     rows = [
         (
             _name(group, row),
-            *(_result(section, row, column) for column in columns),
             row.method,
-            seeds_text(row),
+            *(_result(section, row, column) for column in columns),
+            _seeds(row),
             _speeds(row),
             ranges(numbers[each] for each in row_deviations(section, row)) or "none",
         )
@@ -62,10 +64,10 @@ def result_table(section: Section, group: Group, numbers: Mapping[Deviation, int
     if constants:
         values = {**constants, **{name: score(constants) for name, score in OVERALL.items()}}
         cells = [f"{values[c]:.3f}" if c in values else NONE for c in columns]
-        rows.append((CONSTANT, *cells, *[NONE] * 4))
+        rows.append((CONSTANT, NONE, *cells, *[NONE] * 3))
     header = [_column_title(section, group, column) for column in columns]
     return Table(
-        header=("system", *header, "method", "seeds", SPEEDS, "deviations"),
+        header=("system", "method", *header, "seeds", SPEEDS, "deviations"),
         rows=tuple(rows),
         caption=scale_note(group.rows),
         num_references=1 if constants else 0,
@@ -114,6 +116,11 @@ def seeds_text(row: Row) -> str:
     if not row.uncounted:
         return counted
     return f"{counted}; not counted: {', '.join(map(name, row.uncounted))}"
+
+
+def _seeds(row: Row) -> Cell:
+    text = seeds_text(row)
+    return Stack((text, SINGLE_SEED)) if len(row.runs) == 1 else text
 
 
 def scale_note(rows: Sequence[Row]) -> Text:

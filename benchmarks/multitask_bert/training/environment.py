@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import platform
+import re
 import subprocess
+from contextlib import suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 import torch
+
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def environment(device: torch.device) -> dict[str, Any]:
@@ -24,6 +28,29 @@ def environment(device: torch.device) -> dict[str, Any]:
         "git_commit": _git_commit(),
         "date": datetime.now(timezone.utc).isoformat(timespec="seconds"),
     }
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begin anew to watch for the most memory that this process takes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return
+    with suppress(OSError):
+        _CLEAR.write_text("5")  # which sets the peak to what is taken now
+
+
+def peak_bytes(device: torch.device) -> int | None:
+    """Tell the most memory that was taken since; None where the system does not say.
+
+    On a GPU it is what tensors took there, elsewhere all that the process has in memory.
+    """
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    try:
+        found = re.search(r"VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text())
+    except OSError:
+        return None
+    return 1024 * int(found[1]) if found else None
 
 
 def _cpu_name() -> str:

@@ -109,8 +109,8 @@ def dev_event(
     }
 
 
-def end_event(progress: Progress) -> Event:
-    """Close a complete run with the metrics of the model that was kept."""
+def end_event(progress: Progress, peak_bytes: int | None) -> Event:
+    """Close a complete run with the metrics of the model that was kept, and with what it cost."""
     return {
         "event": "end",
         "step": progress.step,
@@ -121,6 +121,7 @@ def end_event(progress: Progress) -> Event:
         "normalised": overall_normalised(progress.best_metrics),
         "legacy": progress.best_legacy,
         "train_seconds": round(progress.seconds, 3),
+        "peak_bytes": peak_bytes,
         "samples_per_second": _rate(progress.samples, progress.seconds),
         "eval_samples_per_second": _rate(progress.eval_samples, progress.eval_seconds),
     }

@@ -23,7 +23,7 @@ from benchmarks.multitask_bert.training.checkpoint import (
     load_state,
     save_state,
 )
-from benchmarks.multitask_bert.training.environment import environment
+from benchmarks.multitask_bert.training.environment import environment, forget_peak
 from benchmarks.multitask_bert.training.events import data_events, shown, train_event
 from benchmarks.multitask_bert.training.interrupts import interrupts
 from benchmarks.multitask_bert.training.plan import Plan
@@ -73,6 +73,7 @@ class Training:
     """
 
     def __init__(self, plan: Plan) -> None:
+        forget_peak(plan.device)
         self.plan = plan
         self.record = Record(plan.folder)
         self._origin = Origin.of(plan.recipe.to_dict(), plan.seed)

@@ -38,7 +38,7 @@ def make_optimizer(
     """Puts the stage's method around an optimizer; a sum monitors conflicts where tasks meet."""
     method = METHODS[stage.method]
     options: dict[str, Any] = {name: getattr(stage, name) for name in method.options}
-    if method.is_surgery:
+    if method.is_surgery or method.weighs_losses:
         options["seed"] = seed
         options["warn"] = False  # published recipes have one task a step
     else:

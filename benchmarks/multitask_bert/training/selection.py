@@ -15,6 +15,7 @@ from benchmarks.multitask_bert.model.multitask import MultiTaskModel
 from benchmarks.multitask_bert.records.record import Record
 from benchmarks.multitask_bert.tasks import TASKS
 from benchmarks.multitask_bert.training.checkpoint import Origin, load_model, save_model
+from benchmarks.multitask_bert.training.environment import peak_bytes
 from benchmarks.multitask_bert.training.evaluate import Evaluation, evaluate
 from benchmarks.multitask_bert.training.events import (
     dev_event,
@@ -109,7 +110,7 @@ class Selection:
             if processes.is_first:
                 self._write_predictions(found)
         if processes.is_first:
-            self.record.append(end_event(progress))
+            self.record.append(end_event(progress, peak_bytes(self.plan.device)))
 
     def _evaluate(self, task: str, num_batches: int | None = None) -> Evaluation:
         processes = self.plan.processes

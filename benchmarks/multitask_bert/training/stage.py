@@ -14,6 +14,7 @@ from benchmarks.multitask_bert.batches.loader import BatchLoader
 from benchmarks.multitask_bert.batches.seeds import derive_seed
 from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
 from benchmarks.multitask_bert.batches.tokens import Batch
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.model.losses import LOSSES, PAIR_LOSSES, Loss
 from benchmarks.multitask_bert.model.multitask import MultiTaskModel
 from benchmarks.multitask_bert.model.regularisers import PROXIMITY, Proximity, smoothness
@@ -108,8 +109,10 @@ class Steps:
         processes, optimizer = self.plan.processes, self.optimizer
         optimizer.zero_grad()
         optimizer.watch(watched or {})
+        parts: list[tuple[str, Batch]] = []
         for task, batch in batches:
             part = batch.part(processes.rank, processes.number).to(self.plan.device)
+            parts.append((task, part))
             self._add(task, part)
             self.loss_counts[task] = self.loss_counts.get(task, 0) + 1
         processes.meet()  # from here on the optimizer has all of them wait for each other
@@ -118,6 +121,8 @@ class Steps:
             optimizer.surgery()
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), grad_clip)
         optimizer.step()
+        if METHODS[self.stage.method].looks_again:
+            self._look_again(parts)
         if self.proximity is not None:
             self.proximity.follow(self.model)
         return sum(len(batch) for _, batch in batches)
@@ -167,12 +172,30 @@ class Steps:
             loss = self._loss(batch)
             if loss is None:
                 return
-            # The optimizer takes the mean over the processes, and is to get the sum of their parts.
-            factor = self.plan.processes.number * batch.share * self._loss_weights[task]
-            block.backward(factor * loss)
+            block.backward(self._factor(task, batch) * loss)
         found = batch.share * loss.detach()
         total = self.loss_sums.get(task)
         self.loss_sums[task] = found if total is None else total + found
+
+    def _look_again(self, parts: Sequence[tuple[str, Batch]]) -> None:
+        """Shows the optimizer the losses of a step's examples after the step.
+
+        Dropout masks of later steps are those that there would be without it.
+        """
+        on_gpu = self.plan.device.type == "cuda"
+        losses: dict[str, Tensor] = {}
+        with torch.random.fork_rng([torch.cuda.current_device()] if on_gpu else []):
+            for task, part in parts:
+                loss = self._loss(part)
+                if loss is not None:
+                    found = self._factor(task, part) * loss.detach()
+                    losses[task] = losses[task] + found if task in losses else found
+        self.optimizer.look_again(losses)
+
+    def _factor(self, task: str, batch: Batch) -> float:
+        """Gives what a loss is multiplied by: the optimizer takes the mean over the processes, and
+        is to get the sum of their parts."""
+        return self.plan.processes.number * batch.share * self._loss_weights[task]
 
     def _loss(self, batch: Batch) -> Tensor | None:  # []
         """The mean loss of the examples here, with the recipe's regularisers; None of none."""

@@ -1,7 +1,8 @@
 """The passes over the per-task gradients in Triton, and the projection between them.
 
 ``gram_matrix`` and ``combine`` are those of :mod:`gradsurgery.kernels.reference`, the projection
-that of :func:`gradsurgery.pcgrad_coefficients`: same arguments, same results up to rounding.
+that of :func:`gradsurgery.pcgrad_coefficients`, the rotations those of
+:func:`gradsurgery.solvers.spectrum.spectrum`: same results up to rounding.
 
 **Bytes and FLOPs.** The Gram matrix reads ``T·P`` numbers once; combine reads them again and writes
 ``P``. Products are float64, as in the reference, because they cost nothing where it matters: with
@@ -24,6 +25,7 @@ from gradsurgery.kernels.fused.columns import INTERPRETED
 from gradsurgery.kernels.fused.combine import combine, combine_segments
 from gradsurgery.kernels.fused.gram import gram_matrices, gram_matrix
 from gradsurgery.kernels.fused.projection import project
+from gradsurgery.kernels.fused.rotations import rotate
 
 __all__ = [
     "INTERPRETED",
@@ -32,4 +34,5 @@ __all__ = [
     "gram_matrices",
     "gram_matrix",
     "project",
+    "rotate",
 ]

@@ -33,12 +33,12 @@ def unmonitored(recipe: dict[str, Any]) -> None:
 
 
 def test_a_difference_is_judged_by_its_error_over_seeds_and_examples(tmp_path: Path) -> None:
-    ours, theirs = [0.40, 0.43, 0.46], [0.60, 0.61, 0.65]
+    ours, theirs = [0.40, 0.43, 0.46] * 2, [0.60, 0.61, 0.65] * 2
     write_seeds(tmp_path, CJ_GS, "sts", ours)
     write_seeds(tmp_path, CJ, "sts", theirs)
     found = finding(tmp_path, "C3")
-    seeds = [statistics.stdev(v) / math.sqrt(3) for v in (ours, theirs)]
-    pairs = statistics.stdev(a - b for a, b in zip(ours, theirs, strict=True)) / math.sqrt(3)
+    seeds = [statistics.stdev(v) / math.sqrt(6) for v in (ours, theirs)]
+    pairs = statistics.stdev(a - b for a, b in zip(ours, theirs, strict=True)) / math.sqrt(6)
     dev = [pearson_standard_error(statistics.mean(v), 863) for v in (ours, theirs)]
     ((value, error),) = estimates(found.evidence)
     assert value == pytest.approx(statistics.mean(ours) - statistics.mean(theirs), abs=5e-4)
@@ -46,7 +46,7 @@ def test_a_difference_is_judged_by_its_error_over_seeds_and_examples(tmp_path: P
     assert found.verdict == "supported"
     unpaired = f"-0.190 ± {math.hypot(*seeds, *dev):.3f}"
     assert (
-        f"paired by 3 seeds; unpaired {unpaired}; 0.430 and 0.620; 3 seeds each; 1,000 steps;"
+        f"paired by 6 seeds; unpaired {unpaired}; 0.430 and 0.620; 6 seeds each; 1,000 steps;"
         in found.evidence
     )
     assert f"`{CJ_GS}` less `{CJ}`" in found.evidence

@@ -186,9 +186,13 @@ def test_report(call):
     for recipe in SIDE_BY_SIDE:
         assert recipe in text
         assert recipe in found.out
-    plots = list(Path("out/plots").glob("*.png"))
+    plots = list(Path("out/plots").glob("*.svg"))
     assert len(plots) >= 3
-    assert all(plot.read_bytes().startswith(b"\x89PNG") for plot in plots)
+    assert all("<svg" in plot.read_text(encoding="utf-8") for plot in plots)
+    assert len(found.out.splitlines()) <= 12
+    assert found.out.splitlines()[-1] == "Pages: out/report.html and out/report.md"
+    assert "Does PCGrad help here? Not decided: " in found.out
+    assert call("report", "out", "--print").out.startswith(text)
     assert {path: path.read_bytes() for path in before} == before
 
 

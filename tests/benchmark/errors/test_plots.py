@@ -14,6 +14,7 @@ from benchmarks.multitask_bert.errors.outcomes import Outcomes
 from benchmarks.multitask_bert.errors.pairs import PairErrors
 from benchmarks.multitask_bert.errors.plots import draw_binary, draw_classes, draw_scores, save
 from benchmarks.multitask_bert.errors.sentences import SentenceErrors, confusion_of
+from benchmarks.multitask_bert.page.plot_style import STYLE
 from benchmarks.multitask_bert.tasks import TASKS
 
 NOUNS = ("car", "dog", "house", "moon", "river", "stone", "tree", "wall")
@@ -117,12 +118,17 @@ def test_confusions_and_shares_are_drawn_where_they_are() -> None:
 def test_a_plot_has_content_in_every_quarter(
     tmp_path: Path, task: str, draw: object, analysis: type
 ) -> None:
+    import matplotlib
     from matplotlib.image import imread
 
     assert callable(draw)
-    path = tmp_path / "plots" / "a.png"
-    save(partial(draw, analysis(make(task))), path, "a title")
-    image = imread(path)[..., :3]
+    figures = []
+    path = tmp_path / "plots" / "a.svg"
+    save(lambda: figures.append(draw(analysis(make(task)))) or figures[0], path, "a title")
+    assert "a title" in path.read_text(encoding="utf-8")
+    with matplotlib.rc_context(dict(STYLE)):
+        figures[0].savefig(tmp_path / "a.png", dpi=120)
+    image = imread(tmp_path / "a.png")[..., :3]
     assert image.shape[0] > 900
     assert image.shape[1] > 1400
     for rows in np.array_split(image[::2, ::2], 2, axis=0):
@@ -132,7 +138,7 @@ def test_a_plot_has_content_in_every_quarter(
 
 
 def test_a_single_example_can_be_drawn(tmp_path: Path) -> None:
-    save(partial(draw_scores, PairErrors(make("sts", 1))), tmp_path / "a.png", "few")
-    save(partial(draw_binary, PairErrors(make("quora", 1))), tmp_path / "b.png", "few")
-    save(partial(draw_classes, SentenceErrors(make("sst", 1))), tmp_path / "c.png", "few")
-    assert {path.name for path in tmp_path.iterdir()} == {"a.png", "b.png", "c.png"}
+    save(partial(draw_scores, PairErrors(make("sts", 1))), tmp_path / "a.svg", "few")
+    save(partial(draw_binary, PairErrors(make("quora", 1))), tmp_path / "b.svg", "few")
+    save(partial(draw_classes, SentenceErrors(make("sst", 1))), tmp_path / "c.svg", "few")
+    assert {path.name for path in tmp_path.iterdir()} == {"a.svg", "b.svg", "c.svg"}

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
-import struct
 import subprocess
-import zlib
 from collections.abc import Callable, Mapping
 from html import escape
 from pathlib import Path
@@ -29,14 +28,14 @@ from benchmarks.multitask_bert.page.document import (
     strong,
     with_code,
 )
-from benchmarks.multitask_bert.page.html_page import POLICY, to_html
+from benchmarks.multitask_bert.page.html_page import POLICY, SORT, to_html
 from benchmarks.multitask_bert.page.markdown import inline, to_markdown
 from benchmarks.multitask_bert.report.build import report
 from tests.benchmark.page.browser import BROWSER, needs_browser
 from tests.benchmark.records.made_up_runs import COSINE, PCGRAD, write_run
 
 EVIL = "</td></details><script>document.title='owned'</script><img src=x onerror=\"y()\">`*[a](b:c)"
-SIZES = {"phone": 390, "tablet": 768, "desktop": 1440}  # CSS pixels
+SIZES = {"phone": 390, "tablet": 768, "desktop": 1400}  # CSS pixels
 # Reads what a frame of each width made of the page, once all of them have loaded.
 PROBE = """
 addEventListener("load", () => {
@@ -46,6 +45,9 @@ addEventListener("load", () => {
     const wide = [...page.querySelectorAll("main > *, details > *")].filter(
       (each) => each.getBoundingClientRect().right > page.documentElement.clientWidth + 1);
     const table = page.querySelector(".frame");
+    table.scrollLeft = 0;
+    const decisive = [...table.querySelectorAll("thead th")].slice(0, 7).every(
+      (each) => each.getBoundingClientRect().right <= table.getBoundingClientRect().right);
     table.scrollLeft = 200;
     const name = table.querySelector("tbody th").getBoundingClientRect().left;
     found[frame.id] = {
@@ -63,6 +65,9 @@ addEventListener("load", () => {
       scrolled: table.scrollLeft,
       stays: name - table.getBoundingClientRect().left,
       heading: window.getComputedStyle(table.querySelector("thead th")).position,
+      decisive,
+      method: table.querySelectorAll("thead th")[1].textContent,
+      folded: [...page.querySelectorAll("details")].filter((each) => !each.open).length,
       back: window.getComputedStyle(page.body).backgroundColor,
       text: window.getComputedStyle(page.body).color,
     };
@@ -73,18 +78,30 @@ addEventListener("load", () => {
   document.body.append(answer);
 });
 """
+PROBE_OF_ORDER = """
+const frame = document.createElement("iframe");
+frame.srcdoc = PAGE;
+frame.onload = () => {
+  const table = frame.contentDocument.querySelector("table");
+  const names = () => [...table.tBodies[0].rows].map((row) => row.cells[0].textContent);
+  const found = [names()];
+  for (const turn of [1, 2]) {
+    table.tHead.rows[0].cells[1].click();
+    found.push(names());
+  }
+  const answer = document.createElement("pre");
+  answer.id = "answer";
+  answer.textContent = JSON.stringify(found);
+  document.body.append(answer);
+};
+document.body.append(frame);
+"""
 
 
-def png(width: int, height: int) -> bytes:
-    """A grey picture."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        check = struct.pack(">I", zlib.crc32(kind + content))
-        return struct.pack(">I", len(content)) + kind + content + check
-
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 0, 0, 0, 0))
-    body = chunk(b"IDAT", zlib.compress(b"".join(b"\0" + b"\x80" * width for _ in range(height))))
-    return b"\x89PNG\r\n\x1a\n" + head + body + chunk(b"IEND", b"")
+def svg(width: int, height: int) -> bytes:
+    """An empty picture, of so many CSS pixels."""
+    box = f'viewBox="0 0 {0.75 * width} {0.75 * height}"'
+    return f'<svg xmlns="http://www.w3.org/2000/svg" {box}></svg>'.encode()
 
 
 def blocks_of(text: str) -> list[Block]:
@@ -98,27 +115,28 @@ def blocks_of(text: str) -> list[Block]:
         Items((text, code(text))),
         Items((text, "two"), first=7),
         table,
-        Figure(text, Path("a.png"), text),
+        Figure(text, Path("a.svg"), text),
         Code((text, "two")),
         Details(text, (Paragraph(text), table)),
     ]
 
 
 def test_blocks_as_html(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(30, 20))
+    (tmp_path / "a.svg").write_bytes(svg(30, 20))
     page = to_html(blocks_of("x & y"), "t <i>", tmp_path)
     assert page.startswith('<!DOCTYPE html>\n<html lang="en">')
     for expected in (
         "<title>t &lt;i&gt;</title>",
-        '<h1 id="x-y-1">x &amp; y</h1>',
-        '<a href="#x-y-1">x &amp; y</a>',
-        '<h2 id="x-yx-y-2"><code>x &amp; y</code>x &amp; y</h2>',
+        '<h1 id="x-y">x &amp; y</h1>',
+        '<a href="#x-y">x &amp; y</a>',
+        '<h2 id="x-yx-y"><code>x &amp; y</code>x &amp; y</h2>',
         "<p>x &amp; y<code>x &amp; y</code><strong>x &amp; y</strong></p>",
         '<ol start="7">\n<li>x &amp; y</li>\n<li>two</li>\n</ol>',
         '<p class="caption">x &amp; y</p>',
         '<th scope="col"><div>d</div><div>x &amp; y</div></th>',
         '<th scope="row"><div><code>x &amp; y</code></div>',
-        '<div><span class="label">x &amp; y</span> <span class="quiet">x &amp; y</span></div>',
+        '<div><span class="label">x &amp; y</span>\N{NO-BREAK SPACE}'
+        '<span class="quiet">x &amp; y</span></div>',
         'width="30" height="20" alt="x &amp; y">',
         "<figcaption>x &amp; y</figcaption>",
         "<code>x &amp; y\ntwo</code>",
@@ -139,7 +157,7 @@ def test_the_last_rows_are_references(tmp_path: Path) -> None:
 )
 def test_no_text_becomes_markup(tmp_path: Path, text: str) -> None:
     """The page with the text has the tags of the page with a harmless one."""
-    (tmp_path / "a.png").write_bytes(png(3, 2))
+    (tmp_path / "a.svg").write_bytes(svg(3, 2))
 
     def tags(blocks: list[Block]) -> list[str]:
         page = to_html(blocks, text, tmp_path)
@@ -165,10 +183,11 @@ def test_a_text_stays_itself_in_markdown() -> None:
 
 
 def test_the_page_needs_nothing_else(tmp_path: Path) -> None:
-    (tmp_path / "a.png").write_bytes(png(3, 2))
+    (tmp_path / "a.svg").write_bytes(svg(3, 2))
     page = to_html(blocks_of("text"), "t", tmp_path)
     assert escape(POLICY) in page
-    assert "<script" not in page
+    assert page.count("<script") == 1
+    assert f"<script>{SORT}</script>" in page
     addresses = re.findall(r"(?:src|href|url)\s*[=(]\s*[\"']?([^\"' )>]*)", page)
     assert addresses
     assert all(address.startswith(("#", "data:")) for address in addresses)
@@ -238,19 +257,40 @@ def test_in_a_browser(browse: Callable[..., tuple[str, str]], tmp_path: Path, pa
     found: Mapping[str, Any] = seen(browse, tmp_path, page)
     assert found.keys() == SIZES.keys()
     for name, each in found.items():
-        assert each["title"] == "Multi-task BERT on some/folder", name
+        assert each["title"] == "Multi-task BERT on folder", name
         assert (each["overflow"], each["wide"]) == (0, []), name
         assert len(each["images"]) == page.count("<img ") >= 5
         assert all(done and width > 400 and len(alt) > 20 for done, width, alt in each["images"])
-        # Two tables of results with their constant predictor, 30 claims, conflicts, every run.
-        assert each["tables"] == [3, 2, 30, 3, 3]
-        assert (each["scripts"], each["handlers"], each["fetched"]) == (0, 0, [])
+        # Two tables of results with their constant predictor, differences, a claim and 29 that are
+        # not tested, conflicts, every run.
+        assert each["tables"] == [3, 2, 2, 1, 29, 3, 3]
+        assert (each["scripts"], each["handlers"], each["fetched"]) == (1, 0, [])
         assert len(each["links"]) >= 8
         assert all(each["links"])
         assert each["heading"] == "sticky"
+        assert each["method"] == "method"
+        assert each["folded"] >= 2
+    # System, method, three metrics and both scores: nothing decisive is behind a scroll bar.
+    assert found["desktop"]["decisive"]
     # The table is wider than a phone: it scrolls by itself, and the names of its rows stay.
     assert found["phone"]["scrolled"] == 200
     assert abs(found["phone"]["stays"]) <= 2
+
+
+@needs_browser
+def test_a_title_sorts_its_column(browse: Callable[..., tuple[str, str]], tmp_path: Path) -> None:
+    cells = [("a", "0.5 ± 0.1"), ("b", "-0.25"), ("c", "≈ 1,234"), ("d", "-"), ("constant", "7")]
+    table = Table.of(["name", "number"], cells)
+    page = to_html([dataclasses.replace(table, num_references=1)], "t", tmp_path)
+    probe = PROBE_OF_ORDER.replace("PAGE", json.dumps(page).replace("</", "<\\/"))
+    (tmp_path / "sort.html").write_text(f"<meta charset=utf-8><body><script>{probe}</script>")
+    document, _ = browse(tmp_path / "sort.html")
+    (answer,) = re.findall(r'<pre id="answer">(.*?)</pre>', document, flags=re.DOTALL)
+    assert json.loads(answer) == [
+        ["a", "b", "c", "d", "constant"],
+        ["c", "a", "b", "d", "constant"],
+        ["b", "a", "c", "d", "constant"],
+    ]
 
 
 @needs_browser
@@ -271,12 +311,12 @@ def test_the_browser_has_nothing_to_say(
     path = tmp_path / "report.html"
     path.write_text(page, encoding="utf-8")
     document, said = browse(path)
-    assert "<title>Multi-task BERT on some/folder</title>" in document
+    assert "<title>Multi-task BERT on folder</title>" in document
     assert "CONSOLE" not in said
     # The browser would have told of a script, and of anything to fetch.
     for intruder in (
         "<script>1</script>",
-        '<img src="http://localhost:9/a.png" alt="">',
+        '<img src="http://localhost:9/a.svg" alt="">',
         '<iframe src="http://localhost:9/"></iframe>',
     ):
         path.write_text(page.replace("</main>", f"{intruder}</main>"), encoding="utf-8")

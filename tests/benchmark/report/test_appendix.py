@@ -29,4 +29,4 @@ def test_machine_versions_dates_and_commands_are_told(
         "pooling = cls",
     ):
         assert told in text
-    assert row_of(text, f"`{LOSS_SUM}`")["seeds"] == "11711"
+    assert row_of(text, f"`{LOSS_SUM}`")["seeds"] == "11711 │ single seed"

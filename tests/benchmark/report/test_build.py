@@ -59,8 +59,12 @@ def test_all_claims_have_a_verdict(markdown: Callable[..., str], tmp_path: Path)
     write_run(tmp_path, PCGRAD)
     text = markdown([tmp_path])
     assert "± is the standard error. A number decides where it lies more than 2 of them" in text
-    rows = tables_of(text)[1]
-    assert [row["no."] for row in rows] == [f"C{number}" for number in range(1, 31)]
+    tested, folded = tables_of(text)[1:3]
+    numbers = [row["no."] for row in (*tested, *folded)]
+    assert sorted(numbers, key=lambda name: int(name[1:])) == [f"C{n}" for n in range(1, 31)]
+    assert {row["verdict"] for row in folded} == {"not tested"}
+    assert "not tested" not in {row["verdict"] for row in tested}
+    assert f"<summary>{len(folded)} of 30 claims not tested</summary>" in text
 
 
 def test_runs_of_one_folder_and_other_tasks_go_together(
@@ -84,7 +88,9 @@ def test_a_run_that_went_on_after_its_end_is_unfinished(
     folder = write_run(tmp_path, LOSS_SUM)
     with (folder / "metrics.jsonl").open("a") as file:
         file.write('{"event": "train", "step": 410, "losses": {"sst": 1.0}}\n')
-    assert row_of(markdown([tmp_path]), f"`{LOSS_SUM}`")["seeds"] == "0 (unfinished, step 410)"
+    assert row_of(markdown([tmp_path]), f"`{LOSS_SUM}`")["seeds"] == (
+        "0 (unfinished, step 410) │ single seed"
+    )
 
 
 def test_a_cut_last_line_is_ignored(markdown: Callable[..., str], tmp_path: Path) -> None:
@@ -135,7 +141,7 @@ def test_a_run_without_any_event(
     if content is not None:
         (folder / "metrics.jsonl").write_text(content)
     text = markdown([tmp_path])
-    assert row_of(text, f"`{LOSS_SUM}`")["seeds"] == "0 (unfinished, step 0)"
+    assert row_of(text, f"`{LOSS_SUM}`")["seeds"] == "0 (unfinished, step 0) │ single seed"
     assert "plots/" not in text
 
 

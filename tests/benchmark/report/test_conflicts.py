@@ -103,13 +103,13 @@ def test_cosines_by_layer(tmp_path: Path) -> None:
     assert [label.get_text() for label in panel.get_xticklabels()] == ["SST\nQuora"]
     expected = [[0.2], [0.3], [0.1], [0.0]]
     np.testing.assert_allclose(panel.images[0].get_array(), np.array(expected) + 0.01 + 0.05)
-    assert "](plots/layer-cosines.png)" in report([tmp_path])
+    assert "](plots/layer-cosines.svg)" in report([tmp_path]).markdown
 
 
 def test_no_conflicts_on_record(tmp_path: Path) -> None:
     write_run(tmp_path, LOSS_SUM, conflicts=False)
-    text = report([tmp_path])
+    text = report([tmp_path]).markdown
     assert "None on record" in text
-    assert not (tmp_path / "plots/cosines.png").exists()
-    assert not (tmp_path / "plots/conflict-rates.png").exists()
-    assert "cosines.png" not in text
+    assert not (tmp_path / "plots/cosines.svg").exists()
+    assert not (tmp_path / "plots/conflict-rates.svg").exists()
+    assert "cosines.svg" not in text

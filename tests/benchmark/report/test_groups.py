@@ -40,7 +40,9 @@ def test_a_report_has_its_own_order(markdown: Callable[..., str], tmp_path: Path
     headers = [line for line in text.splitlines() if line.startswith("| system")]
     overall = PUBLISHED["reports"][key]["overall"]
     for table, line in zip(printed, headers, strict=True):
-        titles = [cell.strip().split(" │ ") for cell in line.strip("|").split(" | ")][1:]
+        titles = [cell.strip().split(" │ ") for cell in line.strip("|").split(" | ")]
+        assert [title[0] for title in titles[:2]] == ["system", "method"]
+        titles = titles[2:]
         printed_columns = list(table["columns"].items())
         found = [title[0] for title in titles[: len(printed_columns)]]
         assert found == [name for _, name in printed_columns]

@@ -26,10 +26,10 @@ def test_unfinished_runs_are_marked_and_not_mixed_with_complete_ones(
     write_run(tmp_path, PCGRAD, 7, finished=False, num_steps=120)
     text = markdown([tmp_path])
     row = row_of(text, f"`{LOSS_SUM}`")
-    assert row["seeds"] == "0; not counted: 1 (unfinished, step 250)"
+    assert row["seeds"] == "0; not counted: 1 (unfinished, step 250) │ single seed"
     assert row["SST accuracy"] == "0.430 (1 seed) │ -"
     row = row_of(text, f"`{PCGRAD}`")
-    assert row["seeds"] == "7 (unfinished, step 120)"
+    assert row["seeds"] == "7 (unfinished, step 120) │ single seed"
     assert row["SST accuracy"] == "0.430 (1 seed) │ 0.500 │ -0.070"
     assert row["samples/s (training / evaluation)"] == "32 / 75"
 

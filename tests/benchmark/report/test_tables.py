@@ -77,8 +77,8 @@ def test_what_older_evaluations_printed(markdown: Callable[..., str], tmp_path: 
 def test_a_scale_is_said_above_every_table(markdown: Callable[..., str], tmp_path: Path) -> None:
     write_run(tmp_path, PCGRAD, scale=0.02)
     text = markdown([tmp_path])
-    assert len(tables_of(text)) == 4
-    assert text.count("**--scale 0.02**: the epochs of all rows are shortened") == 4
+    assert len(tables_of(text)) == 5
+    assert text.count("**--scale 0.02**: the epochs of all rows are shortened") == 5
     write_run(tmp_path, LOSS_SUM)
     text = markdown([tmp_path])
     assert f"**--scale 0.02**: the epochs of `{PCGRAD}` are shortened by that factor." in text

@@ -43,6 +43,7 @@ TIMES = {
     "seconds",
     "eval_seconds",
     "train_seconds",
+    "peak_bytes",
     "samples_per_second",
     "eval_samples_per_second",
 }

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
+from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.recipes.recipe import (
     Recipe,
 )
@@ -44,6 +45,17 @@ def gradients_of(recipe: Recipe, folder: Path) -> list[Tensor]:
     finally:
         handle.remove()
     return found
+
+
+@pytest.mark.parametrize("method", [name for name in METHODS if METHODS[name].weighs_losses])
+def test_methods_that_weigh_losses_train_and_learn(tmp_path, method):
+    training = Training(make_plan(tmp_path, make_recipe(make_stage(method)), max_steps=3))
+    assert training.finish(lambda: False)
+    diagnostics = training._parts.steps.optimizer.diagnostics
+    assert diagnostics.num_surgeries == 3
+    learned = {"uncertainty": "log_variance", "imtl-l": "log_scale", "famo": "logit"}
+    if method in learned:
+        assert diagnostics.numbers[learned[method]].all()
 
 
 @pytest.mark.parametrize("method", ["pcgrad", "loss-sum"])

@@ -18,6 +18,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 
+import tests.library.distributed.losses
 import tests.library.distributed.nonfinite
 import tests.library.distributed.replicas
 import tests.library.distributed.sharded  # noqa: F401 - their checks

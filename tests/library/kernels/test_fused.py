@@ -16,17 +16,20 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import _disable_current_modes
 
-from gradsurgery import PCGrad, kernels
+from gradsurgery import PCGrad, aligned_mtl_weights, kernels
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.kernels import reference
 from gradsurgery.methods.order import projection_order
 from gradsurgery.methods.pcgrad import pcgrad_coefficients
+from gradsurgery.solvers.spectrum import spectrum
+from tests.library.solvers.test_solvers import READS, Launches
 
 triton = pytest.importorskip("triton")
 
 from gradsurgery.kernels import fused  # noqa: E402
-from gradsurgery.kernels.fused import projection  # noqa: E402
+from gradsurgery.kernels.fused import projection, rotations  # noqa: E402
 
 # By their full names: `fused.combine` is the function.
 products = importlib.import_module("gradsurgery.kernels.fused.gram")
@@ -424,6 +427,56 @@ def case_the_wrapper_projects_with_the_kernels_it_is_given(monkeypatch, fused_or
     assert calls == [(1, 3, 3)] * (6 if fused_or_not else 0)
 
 
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5, 8, 16])
+def case_rotations_find_the_eigenvalues(num_tasks):
+    grads = [gradients(num_tasks, 2 * num_tasks + 1, torch.float64, seed=s) for s in range(3)]
+    grads[1][-1] = grads[1][0]  # a rank lower
+    grams = torch.stack([reference.gram_matrix(rows) for rows in grads])
+    scales = torch.tensor([1.0, 1e-200, 1e200], dtype=torch.float64, device=DEVICE)
+    grams = grams * scales.view(3, 1, 1)
+    expected = torch.linalg.eigvalsh(grams)
+    unit = expected[:, -1:]
+    for some, shape in ((grams, ()), (grams.mT.unsqueeze(0), (1,))):
+        values, vectors = spectrum(some, fused=True)
+        assert (values.shape, vectors.shape) == ((*shape, 3, num_tasks), some.shape)
+        values, vectors = values.view_as(expected), vectors.view_as(grams)
+        torch.testing.assert_close(values.sort().values / unit, expected / unit, rtol=0, atol=1e-13)
+        eye = torch.eye(num_tasks, dtype=torch.float64, device=DEVICE).expand(grams.shape)
+        torch.testing.assert_close(vectors.mT @ vectors, eye, rtol=0, atol=1e-13)
+        back = vectors @ torch.diag_embed(values) @ vectors.mT / unit.unsqueeze(-1)
+        torch.testing.assert_close(back, grams / unit.unsqueeze(-1), rtol=0, atol=1e-13)
+    assert spectrum(grams[:0], fused=True)[1].shape == (0, num_tasks, num_tasks)
+
+
+@pytest.mark.parametrize("scale", ["min", "median", "rmse"])
+def case_aligned_gradients_are_those_of_rotations_on_tensors(scale):
+    gram = reference.gram_matrix(gradients(5, 11, torch.float64))
+    expected = aligned_mtl_weights(gram, scale, fixed=True)
+    found = aligned_mtl_weights(gram, scale, fused=True)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+    gram[0, 1] = gram[1, 0] = torch.nan
+    assert aligned_mtl_weights(gram, scale, fused=True).isnan().all()
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8])
+def case_aligned_gradients_take_few_launches(num_tasks, monkeypatch):
+    gram = reference.gram_matrix(gradients(num_tasks, 20, torch.float64))
+    aligned_mtl_weights(gram, fused=True)  # constants are made once
+    rotate, calls = rotations.rotate, []
+
+    def counted(*arguments):
+        calls.append(arguments)
+        with _disable_current_modes():  # the interpreter's own operations
+            return rotate(*arguments)
+
+    monkeypatch.setattr(rotations, "rotate", counted)
+    with Launches() as launched:
+        aligned_mtl_weights(gram, fused=True)
+    assert len(calls) == 1
+    assert len(launched.names) <= 30
+    assert not [name for name in launched.names if name in READS]
+
+
 @pytest.mark.skipif(INTERPRETED, reason="a GPU's business")
 def case_no_synchronisation_and_graph_capture():
     grads, bounds = gradients(3, 100_003), [0, 50_000, 100_003]
@@ -502,6 +555,7 @@ KERNELS = [
     (products, "_add_partials"),
     (sums, "_sum_rows"),
     (projection, "_project"),
+    (rotations, "_rotate"),
 ]
 
 
@@ -530,6 +584,8 @@ def test_compiles(capability, monkeypatch, tmp_path):
         fused.combine_segments(weights, grads, bounds, grads[0])
     gram = torch.eye(40, dtype=torch.float64)
     weights_of(gram, projection_order(40, seed=0, step=0))
+    for num_tasks in (3, 16):
+        aligned_mtl_weights(gram[:num_tasks, :num_tasks], fused=True)
     for compiler in compilers.values():
         assert compiler.assembly
         for unwanted in ("\tatom.", "\tred.", "tf32", "mma.sync"):

@@ -25,7 +25,16 @@ from torch.optim.optimizer import (
 )
 
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad, WeightedSum
-from tests.library.methods.table import DECLARED, OWN_LENGTH, TASKS, WRAPPERS, equal_norms
+from gradsurgery.optimizer.awaited import Awaited
+from tests.library.methods.table import (
+    ALONE,
+    DECLARED,
+    OWN_LENGTH,
+    TASKS,
+    WRAPPERS,
+    back_propagate,
+    equal_norms,
+)
 
 pytestmark = pytest.mark.usefixtures("poisoned_empty")
 
@@ -41,7 +50,6 @@ BASES = {
 COPIED_BASES = [name for name in BASES if name != "lbfgs"]
 
 # For tests that look at `.grad` before surgery, and for those that take steps without one.
-looks_early = pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
 without_surgery = pytest.mark.filterwarnings("ignore:.*a step without surgery")
 
 every_wrapper = pytest.mark.parametrize("wrapper", WRAPPERS)
@@ -88,7 +96,7 @@ def run_blocks(model, optimizer, step, tasks=TASKS):
     for task in tasks:
         with optimizer.task(task) as block:
             loss = model.loss(task, step)
-            block.backward(loss)
+            back_propagate(optimizer, block, loss)
         total += loss.item()
     return total
 
@@ -166,10 +174,12 @@ def parameters_of(model):
 
 
 def gradients_of(model):
-    return {
-        name: None if p.grad is None else p.grad.detach().clone()
+    """Copies of `.grad`; of what lies beneath, where one awaits surgery: reading performs it."""
+    grads = {
+        name: p.grad.beneath if isinstance(p.grad, Awaited) else p.grad
         for name, p in model.named_parameters()
     }
+    return {name: None if grad is None else grad.detach().clone() for name, grad in grads.items()}
 
 
 def snapshot(model, optimizer):
@@ -325,7 +335,7 @@ def test_a_gradient_that_is_kept_inside_a_block_stays_what_it_was(wrapper):
         optimizer.zero_grad()
         for task in TASKS:
             with optimizer.task(task) as block:
-                block.backward(model.loss(task, step))
+                back_propagate(optimizer, block, model.loss(task, step))
                 if not is_plain:
                     grads = [p.grad for p in model.parameters() if p.grad is not None]
                     kept += [(grad, grad.clone()) for grad in grads]
@@ -428,7 +438,10 @@ def test_complex_numbers_are_pairs_of_real_ones(wrapper, base):
         ours, theirs = (optimizer.diagnostics for optimizer in optimizers)
         assert ours.num_surgeries == theirs.num_surgeries
         if ours.num_surgeries:
-            torch.testing.assert_close(ours.cosines, theirs.cosines, rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(ours.weights, theirs.weights, rtol=1e-4, atol=1e-4)
+            has_gram = getattr(optimizers[0].weighting, "needs_gram", True) or optimizers[0].monitor
+            if has_gram:
+                torch.testing.assert_close(ours.cosines, theirs.cosines, rtol=1e-4, atol=1e-4)
 
 
 # Shells that others put around an optimizer
@@ -1010,6 +1023,7 @@ def test_lbfgs_learns(wrapper):
 
 
 def scaled_step(model, optimizer, scaler, step, spoil=False, whole=False):
+    optimizer.grad_scaler = scaler  # for methods that look at losses
     optimizer.zero_grad()
     scales = {task: math.inf if spoil and task == "b" else 1.0 for task in TASKS}
     if whole:
@@ -1017,7 +1031,8 @@ def scaled_step(model, optimizer, scaler, step, spoil=False, whole=False):
     else:
         for task in TASKS:
             with optimizer.task(task) as block:
-                block.backward(scaler.scale(model.loss(task, step) * scales[task]))
+                loss = scaler.scale(model.loss(task, step) * scales[task])
+                back_propagate(optimizer, block, loss)
         optimizer.surgery()
     scaler.step(optimizer)
     scaler.update()
@@ -1061,7 +1076,8 @@ def test_one_non_finite_task_makes_the_update_non_finite(wrapper, bad):
         optimizer.zero_grad()
         for task in TASKS:
             with optimizer.task(task) as block:
-                block.backward(model.loss(task, step) * (bad if task == "b" else 1.0))
+                loss = model.loss(task, step) * (bad if task == "b" else 1.0)
+                back_propagate(optimizer, block, loss)
         optimizer.surgery()
         for parameter in model.trunk.parameters():
             assert not parameter.grad.isfinite().all()
@@ -1105,8 +1121,10 @@ def test_a_single_task_keeps_its_gradient(wrapper):
         alone = Model()
         alone.loss(task, 0).backward()
         weight = {"a": 1.0, "b": 0.5, "c": 2.0}[task] if wrapper.startswith("weighted") else 1.0
+        if wrapper in ALONE:
+            weight = ALONE[wrapper](alone.loss(task, 0).item(), TASKS.index(task))
         with optimizer.task(task) as block:
-            block.backward(model.loss(task, 0))
+            back_propagate(optimizer, block, model.loss(task, 0))
         optimizer.surgery()
         expected = {
             name: None if grad is None else weight * grad
@@ -1124,21 +1142,23 @@ def test_accumulated_parts_are_one_large_batch(wrapper, way):
         optimizer.zero_grad()
         for task in TASKS:
             with optimizer.task(task) as block:
-                block.backward(sum(model.loss(task, 10 * step + part) for part in range(3)) / 3)
+                loss = sum(model.loss(task, 10 * step + part) for part in range(3)) / 3
+                back_propagate(optimizer, block, loss)
         optimizer.surgery()
         twin_optimizer.zero_grad()
         if way == "backwards":
             for task in TASKS:
                 with twin_optimizer.task(task) as block:
                     for part in range(3):
-                        block.backward(twin.loss(task, 10 * step + part) / 3)
+                        loss = twin.loss(task, 10 * step + part) / 3
+                        back_propagate(twin_optimizer, block, loss)
         else:
             pairs = [(task, part) for task in TASKS for part in range(3)]
             if way == "interleaved blocks":
                 pairs.sort(key=lambda pair: pair[1])
             for task, part in pairs:
                 with twin_optimizer.task(task) as block:
-                    block.backward(twin.loss(task, 10 * step + part) / 3)
+                    back_propagate(twin_optimizer, block, twin.loss(task, 10 * step + part) / 3)
         twin_optimizer.surgery()
         for (name, grad), other in zip(
             gradients_of(model).items(), gradients_of(twin).values(), strict=True
@@ -1249,7 +1269,6 @@ def fail_after_backward(loss):
     raise Interrupted
 
 
-@looks_early
 @every_wrapper
 @pytest.mark.parametrize("num_steps", [0, 3, 4])
 def test_an_exception_in_a_block_leaves_what_was_and_the_block_usable(wrapper, num_steps):
@@ -1366,7 +1385,6 @@ def assert_both_go_on_alike(pairs):
         assert_identical(parameters_of(model), parameters_of(twin))
 
 
-@looks_early
 @every_wrapper
 @pytest.mark.parametrize("situation", SITUATIONS)
 def test_a_refused_call_changes_nothing(wrapper, situation):
@@ -1382,7 +1400,6 @@ def test_a_refused_call_changes_nothing(wrapper, situation):
     assert_both_go_on_alike(pairs)
 
 
-@looks_early
 @pytest.mark.parametrize(
     ("wrapper", "generator"),
     [
@@ -1423,16 +1440,16 @@ def test_a_block_inside_a_block_is_refused(wrapper, call, num_steps):
         stepper.zero_grad()
         run_blocks(network, stepper, 7, ("b",))
     with optimizer.task("a") as block:
-        block.backward(model.loss("a", 8))
+        back_propagate(optimizer, block, model.loss("a", 8))
         before = snapshot(model, optimizer)
         with pytest.raises(ValueError, match=r"block|task") as refusal:
             call(model, optimizer)
         message(refusal)
         assert_identical(snapshot(model, optimizer), before)
-        block.backward(model.loss("a", 9))
+        back_propagate(optimizer, block, model.loss("a", 9))
     with twin_optimizer.task("a") as block:
-        block.backward(twin.loss("a", 8))
-        block.backward(twin.loss("a", 9))
+        back_propagate(twin_optimizer, block, twin.loss("a", 8))
+        back_propagate(twin_optimizer, block, twin.loss("a", 9))
     for network, stepper in ((model, optimizer), (twin, twin_optimizer)):
         run_blocks(network, stepper, 8, ("c",))
         stepper.step()
@@ -1440,7 +1457,6 @@ def test_a_block_inside_a_block_is_refused(wrapper, call, num_steps):
     assert_identical(parameters_of(model), parameters_of(twin))
 
 
-@looks_early
 @pytest.mark.parametrize(
     "wrapper", [name for name in WRAPPERS if "sum" not in name and "every" not in name]
 )

@@ -11,7 +11,14 @@ from torchjd.autojac import backward as torchjd_backward
 
 import gradsurgery
 from gradsurgery import LossSum, MultiTaskOptimizer, PCGrad
-from tests.library.methods.table import GRAM_METHODS, SEEING_METHODS, SUMS, TASKS, WRAPPERS
+from tests.library.methods.table import (
+    GRAM_METHODS,
+    LOSS_METHODS,
+    SEEING_METHODS,
+    SUMS,
+    TASKS,
+    WRAPPERS,
+)
 
 STEPS = 4
 NOISE = {torch.float32: 1e-5, torch.float64: 1e-12}  # of sums in another order
@@ -171,7 +178,7 @@ def trained(method, form, num_steps=STEPS, dtype=torch.float64, **options):
     return taking, blocks, by_taking, in_blocks
 
 
-METHODS = {**GRAM_METHODS, **SEEING_METHODS, **SUMS}
+METHODS = GRAM_METHODS | SEEING_METHODS | SUMS | LOSS_METHODS
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -357,6 +364,41 @@ def test_losses_that_come_after_a_stack_add_up_with_it():
         found.append([parameter.grad for parameter in model.parameters()])
     for got, expected in zip(*found, strict=True):
         assert torch.allclose(got, expected, rtol=1e-12)
+
+
+@pytest.mark.parametrize("form", ["stacked", "tuples"])
+def test_reading_a_gradient_performs_surgery(form):
+    found = []
+    for reads in (False, True):
+        model = Net()
+        optimizer = make(PCGrad, model)
+        optimizer.take({"stacked": stacked, "tuples": by_tuples}[form](model, *batch(0)))
+        if not reads:
+            optimizer.surgery()
+        nn.utils.clip_grad_norm_(model.parameters(), 0.01)
+        found.append([parameter.grad for parameter in model.parameters()])
+    for got, expected in zip(*found, strict=True):
+        assert torch.equal(got, expected)
+
+
+@pytest.mark.parametrize("form", ["stacked", "tuples"])
+def test_a_gradient_that_is_set_to_none_is_forgotten(form):
+    model = Net()
+    optimizer = make(PCGrad, model)
+    grads = stacked(model, *batch(0))
+    optimizer.take(grads if form == "stacked" else by_tuples(model, *batch(0)))
+    model.first.weight.grad = None
+    optimizer.surgery()
+    other = Net()
+    expected = make(PCGrad, other)
+    without = dict(zip(other.parameters(), [None, *list(grads.values())[1:]], strict=True))
+    expected.take(without)
+    expected.surgery()
+    for parameter, right in zip(model.parameters(), other.parameters(), strict=True):
+        if right.grad is None:
+            assert parameter.grad is None
+        else:
+            assert torch.allclose(parameter.grad, right.grad, rtol=1e-12)
 
 
 def test_stacks_for_different_parameters_stay_apart_in_one_step():

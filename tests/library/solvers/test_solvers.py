@@ -4,11 +4,22 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from gradsurgery.methods.gradvac import gradvac_weights
+from gradsurgery.methods.order import projection_order
+from gradsurgery.methods.pcgrad import pcgrad_coefficients
+from gradsurgery.solvers import plain
 from gradsurgery.solvers.cosines import cosines, ridge
 from gradsurgery.solvers.newton import bargain
 from gradsurgery.solvers.nonneg import _by_enumeration, _by_interior_point, _by_pivoting
 from gradsurgery.solvers.spectrum import spectrum
-from tests.library.methods.test_accuracy import FAMILIES, METHODS, SIZES, families, gram_of
+from tests.library.methods.test_accuracy import (
+    FAMILIES,
+    METHODS,
+    SINGULAR,
+    SIZES,
+    families,
+    gram_of,
+)
 
 READS = ("aten._local_scalar_dense", "aten.item", "aten.is_nonzero", "aten.nonzero")
 MOST_LAUNCHES = 120
@@ -68,6 +79,57 @@ def test_launches_are_few(name, num_tasks):
 @pytest.mark.parametrize("name", METHODS)
 def test_nothing_is_read(name, num_tasks):
     assert not [launch for launch in launches(name, num_tasks) if launch in READS]
+
+
+def gradvac(gram):
+    """Weights, and below them targets of a second step."""
+    order = ORDERS[gram.shape[-1]]
+    targets = torch.zeros_like(gram)
+    for _ in range(2):
+        weights, targets = gradvac_weights(gram, targets, order)
+    return torch.cat([weights.unsqueeze(-2), targets], -2)
+
+
+def pcgrad(gram):
+    return pcgrad_coefficients(gram, ORDERS[gram.shape[-1]])
+
+
+ORDERS = {num_tasks: projection_order(num_tasks, seed=3, step=1) for num_tasks in (*SIZES, 10)}
+SOLVED = ("upgrad", "dualproj", "imtl_g", "config")
+ON_HOST = {name: METHODS[name] for name in SOLVED} | {"pcgrad": pcgrad, "gradvac": gradvac}
+
+
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 8, 10])
+@pytest.mark.parametrize("name", ON_HOST)
+def test_few_tasks_on_a_cpu_take_few_operations_on_tensors(name, num_tasks):
+    gram = gram_of(families(num_tasks, seed=0)["random"])
+    with Launches() as counted:
+        ON_HOST[name](gram)
+    assert len(counted.names) <= (8 if name == "gradvac" else 3), counted.names
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("num_tasks", [1, 2, 3, 5, 8, 10])
+@pytest.mark.parametrize("name", ON_HOST)
+def test_numbers_agree_with_tensors(name, num_tasks, family, monkeypatch):
+    rows = torch.stack([families(num_tasks, seed)[family] for seed in range(3)])
+    bound = 1e-5 if family in SINGULAR else 1e-8
+    for some in (rows, rows[0], rows[:0], rows.unsqueeze(1)):
+        gram = gram_of(some)
+        found = ON_HOST[name](gram)
+        with monkeypatch.context() as patched:
+            patched.setattr(plain, "_MOST_NUMBERS", 0)
+            expected = ON_HOST[name](gram)
+        assert (found.shape, found.dtype) == (expected.shape, expected.dtype)
+        difference = found - expected
+        if name == "gradvac":
+            torch.testing.assert_close(found[..., 1:, :], expected[..., 1:, :], rtol=0, atol=bound)
+            difference = difference[..., 0, :]
+        if name != "pcgrad":
+            difference = difference.unsqueeze(-2)
+        unit = some.norm(dim=-1, keepdim=True).amax(-2, keepdim=True)
+        difference = difference @ some / unit
+        torch.testing.assert_close(difference, torch.zeros_like(difference), rtol=0, atol=bound)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
+from benchmarks.multitask_bert.claims.twins import twins_together
 from benchmarks.multitask_bert.page.document import Figure as FigureBlock
-from benchmarks.multitask_bert.page.plot_style import DPI, STYLE
+from benchmarks.multitask_bert.page.plot_style import STYLE, write_svg
 from benchmarks.multitask_bert.records.rows import Row, Section
 from benchmarks.multitask_bert.report.groups import Group
 from benchmarks.multitask_bert.report.plots.bars import draw_methods
@@ -19,6 +20,7 @@ from benchmarks.multitask_bert.report.plots.curves import (
     draw_learning_curves,
     draw_losses,
 )
+from benchmarks.multitask_bert.report.plots.forest import draw_differences
 from benchmarks.multitask_bert.report.plots.heatmaps import draw_cosines, draw_layer_cosines
 
 if TYPE_CHECKING:
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
 Draw: TypeAlias = Callable[[Section, Sequence[Row]], "Figure | None"]
 
 MAX_ROWS = 8  # in one figure
+UNCUT = ("differences",)  # a line for each pair, however many there are
 PLOTS: Mapping[str, tuple[str, Draw]] = {
+    "differences": ("Differences of rows that one setting tells apart", draw_differences),
     "methods": ("Methods side by side", draw_methods),
     "learning-curves": ("Dev metrics while training", draw_learning_curves),
     "training-losses": ("Training losses", draw_losses),
@@ -54,17 +58,18 @@ def write_plots(
 
     written: dict[str, dict[str, list[FigureBlock]]] = {}
     shares = list(_shares(groups))
+    whole = [Share("", "", tuple(row for group in groups for row in group.rows))]
     with matplotlib.rc_context(dict(STYLE)):
         for name, (title, draw) in PLOTS.items():
-            for share in shares:
+            for share in whole if name in UNCUT else shares:
                 figure = draw(section, share.rows)
                 if figure is None:
                     continue
-                path = Path("plots") / f"{prefix}{name}{share.slug}.png"
+                path = Path("plots") / f"{prefix}{name}{share.slug}.svg"
                 about = f"{title}: {share.title}" if share.title else title
-                data = "SYNTHETIC data" if section.is_synthetic else section.data
+                data = "SYNTHETIC data" if section.is_synthetic else section.title
                 figure.suptitle(f"{about} ({data})", fontweight="bold")
-                figure.savefig(folder / path, dpi=DPI)
+                write_svg(figure, folder / path)
                 recipes = ", ".join(row.label for row in share.rows)
                 panels = ", ".join(filter(None, (axis.get_title() for axis in figure.axes)))
                 shown = f" Panels: {' '.join(panels.split())}." if panels else ""
@@ -76,7 +81,7 @@ def write_plots(
 def remove_plots(folder: Path) -> None:
     """Remove what an earlier report drew."""
     names = "|".join(map(re.escape, PLOTS))
-    for path in (folder / "plots").glob("*.png"):
+    for path in (folder / "plots").glob("*.[ps][nv]g"):  # earlier versions wrote PNG
         if re.fullmatch(rf"(\d+-)?({names})(--[a-z-]+-\d+)?", path.stem):
             path.unlink()
 
@@ -100,6 +105,15 @@ def _shares(groups: Sequence[Group]) -> Iterator[Share]:
 
 
 def _parts(rows: Sequence[Row]) -> Iterable[tuple[Row, ...]]:
-    """Cut rows into as few parts as there can be, of about one size."""
+    """Cut rows into parts of about one size, twins together where they fit into one figure."""
     size = math.ceil(len(rows) / math.ceil(len(rows) / MAX_ROWS))
-    return (tuple(rows[at : at + size]) for at in range(0, len(rows), size))
+    part: list[Row] = []
+    for twins in twins_together(rows):
+        for row in twins:
+            if len(part) >= MAX_ROWS or (
+                row is twins[0] and part and len(part) + len(twins) > size
+            ):
+                yield tuple(part)
+                part = []
+            part.append(row)
+    yield tuple(part)

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
+from benchmarks.multitask_bert.claims.twins import twins_together
 from benchmarks.multitask_bert.methods import METHODS
-from benchmarks.multitask_bert.page.plot_style import colour, finish, grid
+from benchmarks.multitask_bert.page.plot_style import INK, PAPER, colour, finish, grid
 from benchmarks.multitask_bert.records.rows import CONSTANT, OVERALL, Row, Section, metric_title
 from benchmarks.multitask_bert.records.series import finite
 from benchmarks.multitask_bert.tasks import TASKS
@@ -18,15 +18,14 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-_SURGERY = {name: method.title for name, method in METHODS.items() if method.is_surgery}
-_HATCHED = " or ".join(_SURGERY.values())
-_OPTIONS = {option for method in METHODS.values() for option in method.options}
-MIN_FLAT_WIDTH = 0.2  # of a bar, for its number to lie flat above it
+_SURGERY = {name for name, method in METHODS.items() if method.is_surgery}
+MIN_FLAT_WIDTH = 0.21  # of a bar, for its number to lie flat above it
 
 
 def draw_methods(section: Section, rows: Sequence[Row]) -> Figure | None:
     """Draw every metric of the rows, with a dot for each seed."""
-    shown = [row for row in _twins_together(rows) if finite(row.values("mean"))]
+    together = [row for twins in twins_together(rows) for row in twins]
+    shown = [row for row in together if finite(row.values("mean"))]
     if not shown:
         return None
     measured = {task for row in shown for task in TASKS if row.values(task)}
@@ -37,12 +36,12 @@ def draw_methods(section: Section, rows: Sequence[Row]) -> Figure | None:
         offset = (index - (len(shown) - 1) / 2) * width
         _draw_row(axis, row, columns, offset, width, colour(rows.index(row)))
     _draw_constants(axis, section, columns)
-    axis.axhline(0, color="0.3", linewidth=0.8)
+    axis.axhline(0, color=INK, linewidth=0.8)
     axis.set_xticks(range(len(columns)), [metric_title(column) for column in columns])
     axis.grid(axis="x", visible=False)
     axis.set_ylabel("dev metric of the best checkpoint")
     axis.set_ylim(top=1.05)
-    finish(figure, [axis], f"Bar: mean over seeds, hatched for {_HATCHED}. Dot: one seed.")
+    finish(figure, [axis], "Bar: mean over seeds, hatched for gradient surgery. Dot: one seed.")
     return figure
 
 
@@ -55,13 +54,13 @@ def _draw_row(
         [float(np.mean(values)) for values in found.values()],
         width=0.92 * width,
         color=filling,
-        edgecolor="white",
+        edgecolor=PAPER,
         hatch="///" if any(name in _SURGERY for name in row.methods) else None,
         label=row.label,
     )
     for at, values in found.items():
         seeds = at + offset + np.linspace(-0.25, 0.25, len(values) + 2)[1:-1] * width
-        axis.scatter(seeds, values, s=14, color="black", edgecolor="white", lw=0.6, zorder=3)
+        axis.scatter(seeds, values, s=14, color=INK, edgecolor=PAPER, lw=0.6, zorder=3)
         mean, top = float(np.mean(values)), max(0.0, *values) + 0.02
         turn = 90 if width < MIN_FLAT_WIDTH else 0
         axis.text(at + offset, top, f"{mean:.3f}", ha="center", fontsize=8, rotation=turn)
@@ -77,19 +76,6 @@ def _draw_constants(axis: Axes, section: Section, columns: Sequence[str]) -> Non
         if column in levels:
             ends = (at - 0.46, at + 0.46)
             axis.hlines(
-                levels[column], *ends, color="black", ls=":", lw=1.4, label=label, clip_on=False
+                levels[column], *ends, color=INK, ls=":", lw=1.4, label=label, clip_on=False
             )
             label = "_later ones"
-
-
-def _twins_together(rows: Sequence[Row]) -> list[Row]:
-    """Order rows so that recipes which differ in their method alone stand side by side."""
-
-    def bare(content: Any) -> Any:
-        if isinstance(content, dict):
-            left_out = {"id", "description", "assumed", "method", *_OPTIONS}
-            return {k: bare(v) for k, v in content.items() if k not in left_out}
-        return [bare(item) for item in content] if isinstance(content, list) else content
-
-    keys = [json.dumps(bare(row.runs[0].recipe), sort_keys=True) for row in rows]
-    return [rows[i] for i in sorted(range(len(rows)), key=lambda i: (keys.index(keys[i]), i))]

@@ -39,8 +39,8 @@ BAND_CAPTION = "Line: mean over seeds. Band, of several seeds: ± 1 standard dev
 
 def draw_learning_curves(section: Section, rows: Sequence[Row]) -> Figure | None:
     """Draw the dev metrics, a panel for each task and one for their mean."""
-    if not any(run.by_step("dev") for row in rows for run in row.runs):
-        return None
+    if not any(len(run.by_step("dev")) > 1 for row in rows for run in row.runs):
+        return None  # one point is no curve, and its number is in the table
     tasks = _tasks(section, rows)
     panels = [*tasks, *(["mean"] if len(tasks) > 1 else [])]
     figure, axes = grid(len(panels))
@@ -61,21 +61,22 @@ def draw_learning_curves(section: Section, rows: Sequence[Row]) -> Figure | None
 
 def draw_losses(section: Section, rows: Sequence[Row]) -> Figure | None:
     """Draw the training losses, a panel for each task."""
-    events = [e for row in rows for run in row.runs for e in run.by_step("train").values()]
-    found = {task for event in events for task in event.get("losses") or {}}
-    tasks = [task for task in TASKS if task in found]
+    tasks = [
+        task
+        for task in TASKS
+        if any(len(run.points("train", "losses", task)) > 1 for row in rows for run in row.runs)
+    ]
     if not tasks:
         return None
     figure, axes = grid(len(tasks))
     for axis, task in zip(axes, tasks, strict=True):
         for index, row in enumerate(rows):
             steps, values, _ = across([run.points("train", "losses", task) for run in row.runs])
-            if not steps:
+            if len(steps) < 2:
                 continue
-            marker, style = "o" if len(steps) == 1 else None, line_style(index)
-            smooth = _smoothed(values)
+            style, smooth = line_style(index), _smoothed(values)
             axis.plot(steps, values, alpha=0.25, linewidth=0.8, **style)
-            axis.plot(steps, smooth, linewidth=1.8, marker=marker, label=row.label, **style)
+            axis.plot(steps, smooth, linewidth=1.8, label=row.label, **style)
         title = TASKS[task].title
         axis.set(title=title, xlabel="training step", ylabel="training loss (per batch)")
     finish(figure, axes, "Thin: mean over seeds. Thick: its moving average.")
@@ -107,7 +108,7 @@ def draw_conflict_rates(section: Section, rows: Sequence[Row]) -> Figure | None:
 
 
 def _is_drawn(curves: Sequence[Points]) -> bool:
-    return any(finite(curve.values()) for curve in curves)
+    return any(len(finite(curve.values())) > 1 for curve in curves)
 
 
 def _tasks(section: Section, rows: Sequence[Row]) -> list[str]:

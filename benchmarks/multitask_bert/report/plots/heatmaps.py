@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 
-from benchmarks.multitask_bert.page.plot_style import grid
+from benchmarks.multitask_bert.page.plot_style import FAINT, grid
 from benchmarks.multitask_bert.records.rows import Row, Section
 from benchmarks.multitask_bert.records.series import finite, mean_text, number
 from benchmarks.multitask_bert.tasks import TASKS
@@ -83,7 +83,7 @@ def _draw(
     axis.tick_params(length=0)
     axis.grid(False)
     axis.spines[:].set_visible(False)
-    axis.set_facecolor("0.93")
+    axis.set_facecolor(FAINT)
     return image
 
 
