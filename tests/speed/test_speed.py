@@ -95,7 +95,7 @@ def test_the_check_is_the_oracle(num_tasks, num_parameters, seed):
 @pytest.mark.parametrize("size", SMALL)
 def test_every_method_gives_the_answer_that_it_promises(size, name):
     method = METHODS[name](SMALL[size]())
-    is_sum = name in ("plain", "loss-sum", "loss-sum monitor")
+    is_sum = name in ("plain", "plain loop", "joint batch", "loss-sum", "loss-sum monitor")
     has_weights = method.weights(torch.eye(method.workload.num_tasks).double()) is not None
     # A solver magnifies the rounding of products in float32.
     bound = answers.TOLERANCE if has_weights else 1e-5
