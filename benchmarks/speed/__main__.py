@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.multitask_bert.page.markdown import table as draw_table
-from benchmarks.speed import adamw, capture, kernels, table, trainer, weights
+from benchmarks.speed import adamw, capture, frozen, kernels, table, trainer, weights
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Settings
 from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, make_bert
@@ -59,7 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         ("capture", _capture, "three ways to keep each task's gradient: time and memory"),
         ("adamw", _adamw, "combining inside AdamW's update, and before it: time and memory"),
         ("weights", _weights, "every method's weights from a Gram matrix, beside TorchJD's"),
-        ("trainer", _trainer, "the trainer beside a plain loop over transformers"),
+        (
+            "trainer",
+            _trainer,
+            "the trainer beside a plain loop over transformers, and above frozen layers",
+        ),
     ):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=command, name=name)
@@ -114,7 +118,7 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _trainer(options: argparse.Namespace) -> None:
-    options.rows = [row.key for row in trainer.ROWS]
+    options.rows = [row.key for row in (*trainer.ROWS, *frozen.ROWS)]
     _table(options)
 
 

@@ -24,6 +24,7 @@ from benchmarks.speed import (
     bench_steps,
     capture,
     compiled,
+    frozen,
     joint,
     kernels,
     launches,
@@ -438,7 +439,7 @@ def checkpoint(tmp_path_factory):
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(words), hidden_size=12, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=16,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
@@ -481,8 +482,33 @@ def test_the_trainers_rows_are_drawn(checkpoint, capsys):
     arguments = ["--data", "synthetic", "--encoder", str(checkpoint), "--quick", "--rounds", "1"]
     assert main(["trainer", *arguments]) == 0
     out = reported(capsys)
-    assert out.count("samples/s)") == 4
+    assert out.count("samples/s)") == 8
     assert "tokenized them once" in out
+    assert out.count("were made once in") == 2
+
+
+def test_upper_layers_train_as_above_layers_made_each_time(checkpoint):
+    sizes = trainer.Sizes(steps=2, batch_size=3, eval_batches=2, eval_batch_size=4)
+    train, dev = trainer.some_examples("synthetic", sizes, seed=0)
+    kept, made = (trainer.OurTrainer(checkpoint, train, dev, sizes, 0, 2) for _ in range(2))
+    kept.model.kept = frozen.KeptOutputs()
+    assert frozen.make_outputs(kept, "fp32") > 0
+    assert kept.recipe.frozen_layers == 1
+    num_bytes = kept.model.kept.num_bytes
+    frozen.check_outputs(kept)
+    for each in (kept, made):
+        torch.manual_seed(1)
+        each.train(trainer.PRECISIONS["fp32"])
+    assert 0 < kept.model.kept.num_bytes == num_bytes  # all had been made before
+    for ours, theirs in zip(kept.model.parameters(), made.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_kept_outputs_that_are_wrong_are_not_timed(checkpoint, monkeypatch):
+    original = frozen.KeptOutputs.of
+    monkeypatch.setattr(frozen.KeptOutputs, "of", lambda *given: original(*given).roll(1, -1))
+    with pytest.raises(WrongAnswerError, match="kept outputs: must lead to what all layers give"):
+        frozen.compare("synthetic", checkpoint, sizes=trainer.Sizes(1, 2, 1, 2), rounds=1)
 
 
 # The classes of asv
