@@ -35,7 +35,7 @@ METHODS = {
     "imtl_g": imtl_g_weights,
     "config": config_weights,
 }
-PROGRAMS = ("mgda", "upgrad", "dualproj", "cagrad", "sdmgrad")
+PROGRAMS = ("mgda", "upgrad", "dualproj", "cagrad", "sdmgrad", "imtl_g", "config")
 
 
 def gram_of(rows):
@@ -47,7 +47,8 @@ FAMILIES = tuple(families(2, 0))
 
 EXACTLY = {row.title: row for row in ROWS}
 TITLES = {"mgda": "MGDA", "upgrad": "UPGrad", "dualproj": "DualProj", "cagrad": "CAGrad",
-          "sdmgrad": "SDMGrad", "nash_mtl": "Nash-MTL"}  # fmt: skip
+          "sdmgrad": "SDMGrad", "nash_mtl": "Nash-MTL", "imtl_g": "IMTL-G",
+          "config": "ConFIG"}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -207,15 +208,15 @@ def test_bargains_agree_with_80_digits(num_tasks, family, alpha):
 
 
 @MANY
-@given(NUMBERS, SEEDS, KINDS)
-def test_equal_angles_are_equal(num_tasks, seed, family):
+@given(NUMBERS, SEEDS, KINDS, WAYS)
+def test_equal_angles_are_equal(num_tasks, seed, family, fixed):
     rows = families(num_tasks, seed)[family]
-    if family in (*SINGULAR, "collinear", "near twins", "hierarchy"):
+    if family in SINGULAR:
         return
     gram = gram_of(rows)
     units = torch.nn.functional.normalize(rows, dim=-1)
     for name in ("imtl_g", "config"):
-        onto = units @ (METHODS[name](gram) @ rows)
+        onto = units @ (METHODS[name](gram, fixed=fixed) @ rows)
         assert (onto - onto.mean()).abs().max() <= 1e-8 * onto.abs().max(), name
 
 
@@ -236,11 +237,14 @@ def test_aligned_components_are_equally_strong(num_tasks, seed, family, fixed, s
     torch.testing.assert_close(made[-len(kept) :], squared.expand(len(kept)), rtol=1e-6, atol=0)
 
 
-def close(found, expected, rows, family, **more):
+def close(found, expected, rows, family, name):
     """Compares updates, in units of the longest gradient that goes into them."""
+    # To part two that differ by 1e-3 equally, weights must be up to 1e6 gradients long.
+    is_hard = family == "near twins" and name in ("imtl_g", "config")
     unit = rows.norm(dim=-1).max()
     distance = ((found - expected) @ rows).norm() / unit
-    assert distance <= (1e-5 if family in SINGULAR else 1e-8), (family, more)
+    bound = 1e-5 if family in SINGULAR else 1e-6 if is_hard else 1e-8
+    assert distance <= bound, (family, name)
 
 
 @MANY
@@ -392,12 +396,22 @@ class TestDegenerate:
         assert found == pytest.approx(expected, rel=1e-8)
 
     def test_equal_angles_of_one_direction(self, fixed):
-        # Rounding divides what they share only to about 1e-4, as impartial() says; the length of
-        # ConFIG does not see that.
-        assert self.of("imtl_g", [[3.0], [1.0]], fixed) == pytest.approx((0.25, 0.75), rel=2e-4)
+        assert self.of("imtl_g", [[3.0], [1.0]], fixed) == pytest.approx((0.25, 0.75), rel=1e-12)
         found = self.of("config", [[3.0], [1.0]], fixed)
-        assert found == pytest.approx((2 / 3, 2), rel=2e-4)
-        assert 3 * found[0] + found[1] == pytest.approx(4, rel=1e-8)
+        assert found == pytest.approx((2 / 3, 2), rel=1e-12)
+
+    def test_equal_angles_of_gradients_that_depend_on_each_other(self, fixed):
+        # Two of three are one gradient, 3 and 1 long: half of the plane's share is theirs.
+        rows = [[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]]
+        expected = (1 / 6, 1 / 2, 1 / 2)  # C+ 1 = (1/2, 1, 1/2) over the lengths
+        shares = [number * 6 / 7 for number in expected]
+        assert self.of("imtl_g", rows, fixed) == pytest.approx(shares, rel=1e-12)
+        assert self.of("config", rows, fixed) == pytest.approx([3 * n for n in expected], rel=1e-12)
+
+    def test_no_angle_is_equal_with_opposite_gradients(self, fixed):
+        rows = [[3.0, 1.0], [-0.3, -0.1], [2.0, -6.0], [-0.7, 2.1]]  # two pairs, rounded
+        assert self.of("imtl_g", rows, fixed) == [0] * 4
+        assert self.of("config", rows, fixed) == [0] * 4
 
     def test_cagrad_of_one_direction(self, fixed):
         found = self.of("cagrad", [[3.0], [1.0]], fixed)
