@@ -58,8 +58,8 @@ def test_programs_agree_with_solutions_in_80_digits(num_tasks, family):
     gram = gram_of(rows)
     bound = 1e-5 if family in SINGULAR else 1e-8
     for name, title in TITLES.items():
-        if name == "nash_mtl" and family in SINGULAR:
-            continue  # no solution, or one whose weights have no bound
+        if name == "nash_mtl" and family == "rank-deficient":
+            continue  # a mixture may be zero: no solution
         row = EXACTLY[title]
         right = torch.tensor(exact.update_of(row.exact(rows, []), rows), dtype=torch.float64)
         for fixed in (False, True):
@@ -162,18 +162,17 @@ def test_cagrad_closes_the_duality_gap(num_tasks, seed, family, fixed, c):
     assert ((rows @ update - value) / rows.norm(dim=-1)).min() >= -bound
 
 
-def is_beyond_fixed_work(num_tasks, family, fixed, alpha):
-    """Where lengths span 16 powers of ten, and there are many or a mixture is nearly zero, nine
-    steps are too few for a bargain other than Nash's, as fairgrad_weights says."""
-    is_hard = family == "scaled conflict" or (family == "scaled" and num_tasks > 5)
-    return fixed and alpha != 1 and is_hard
+def is_beyond_fixed_work(family, fixed, alpha):
+    """Where lengths span 16 powers of ten and a mixture is nearly zero, twelve steps are too few
+    for a bargain below alpha = 1, as fairgrad_weights says."""
+    return fixed and alpha < 1 and family == "scaled conflict"
 
 
 @MANY
 @given(NUMBERS, SEEDS, KINDS, WAYS, st.sampled_from([0.5, 1.0, 2.0]))
 def test_bargains_meet_their_equation(num_tasks, seed, family, fixed, alpha):
     rows = families(num_tasks, seed)[family]
-    if family in SINGULAR or is_beyond_fixed_work(num_tasks, family, fixed, alpha):
+    if family in SINGULAR or is_beyond_fixed_work(family, fixed, alpha):
         return
     weights = fairgrad_weights(gram_of(rows), alpha, fixed=fixed)
     assert weights.min() > 0
@@ -188,20 +187,18 @@ def test_bargains_meet_their_equation(num_tasks, seed, family, fixed, alpha):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("num_tasks", [2, 3, 5])
+@pytest.mark.parametrize("num_tasks", [2, 3, 5, 8])
 def test_bargains_agree_with_80_digits(num_tasks, family, alpha):
     rows = families(num_tasks, seed=num_tasks)[family]
     if family == "rank-deficient":  # not stationary: else there is no bargain
         rows = rows - 2 * rows * (rows @ rows.sum(0) < 0).unsqueeze(-1)
         if (mgda_weights(gram_of(rows)) @ rows).norm() < 1e-3 * rows.norm(dim=-1).min():
             pytest.skip("a mixture of these gradients is zero")
-    bound = 1e-4 if family == "opposite" else 1e-8
+    bound = 1e-5 if family == "opposite" else 1e-8
     right = exact.update_of(exact.fairgrad(rows, alpha), rows)
     right = torch.tensor(right, dtype=torch.float64)
     for fixed in (False, True):
-        if is_beyond_fixed_work(num_tasks, family, fixed, alpha) or (
-            fixed and family == "opposite"
-        ):
+        if is_beyond_fixed_work(family, fixed, alpha):
             continue
         found = fairgrad_weights(gram_of(rows), alpha, fixed=fixed) @ rows
         assert (found - right).norm() <= bound * right.norm(), fixed
