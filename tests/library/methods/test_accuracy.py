@@ -471,6 +471,21 @@ def test_gradvac_lifts_a_cosine_to_its_target():
     assert torch.cosine_similarity(vector, rows[1], dim=0).item() == pytest.approx(0.5, rel=1e-9)
 
 
+@pytest.mark.parametrize("copies", [1, 5])  # in Python's numbers, and in tensors
+def test_gradvac_meets_nobody_with_what_rounding_leaves(copies):
+    line = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.tensor([[1.0], [-0.3], [0.7]], dtype=torch.float64) * line
+    gram = gram_of(rows).expand(copies, 3, 3)
+    order = torch.tensor([[1, 2, 0], [0, 2, 1], [1, 0, 2]])
+    weights, moved = gradvac_weights(gram, torch.full_like(gram, -0.5), order)
+    # Everyone's first visit is to its opposite, and nothing is left of it.
+    expected = torch.full((copies, 3, 3), -0.5, dtype=torch.float64)
+    for one, other in ((0, 1), (1, 0), (2, 1)):
+        expected[:, one, other] = -0.75
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-7)
+    assert (weights @ rows).norm() <= 1e-6 * rows.norm()
+
+
 def test_dbmtl_makes_gradients_as_long_as_the_longest():
     rows = torch.tensor([[3.0, 4.0], [0.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     found = dbmtl_weights(gram_of(rows), torch.tensor([10.0, 1.0, 0.25]))
