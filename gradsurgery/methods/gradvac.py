@@ -96,7 +96,7 @@ def gradvac_weights(
     # All tasks make their k-th visit at once, in units of their own and of the visited gradient.
     products = unit.gather(-1, places)  # of the vector with those that are still to be visited
     squared = present.to(gram.dtype)  # the vector's length
-    nothing = torch.zeros_like(squared)
+    product = less = nothing = torch.zeros_like(squared)
     visits = []
     for k in range(places.shape[-1]):
         if k:
