@@ -13,7 +13,7 @@ from gradsurgery.method import Method, Seen
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
 from gradsurgery.solvers.cosines import cosines, poisoned, ridge
-from gradsurgery.solvers.nonneg import nonneg, without_ridge
+from gradsurgery.solvers.nonneg import nonneg
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -65,7 +65,7 @@ def shortest(
     fixed: bool | None = None,
     sharp: bool = False,
 ) -> Tensor:  # [..., T]
-    """Finds :func:`mgda_weights`; ``sharp`` takes back what the ridge changes, for one more solve:
+    """Finds :func:`mgda_weights`; ``sharp`` takes back what the ridge changes, by solving twice:
     about 1e-9 of the shortest gradient where gradients nearly cancel, and less elsewhere."""
     matrix, lengths, present = cosines(gram, noise)
     # With s the shortest length over each, C x >= s (1 - s.x) is the condition for the shortest
@@ -74,8 +74,11 @@ def shortest(
     inverse = lengths.amin(-1, keepdim=True) / lengths
     inverse = torch.where(present, inverse, 0)
     matrix = matrix + inverse.unsqueeze(-1) * inverse.unsqueeze(-2)
-    x = nonneg(matrix, -inverse.unsqueeze(-2), fixed=fixed).squeeze(-2)
-    weights = (without_ridge(matrix, x, ridge(gram, noise)) if sharp else x) * inverse
+    linear = -inverse.unsqueeze(-2)
+    x = nonneg(matrix, linear, fixed=fixed)
+    if sharp:  # a proximal step: the ridge draws to x instead of to 0
+        x = nonneg(matrix, linear - ridge(gram, noise) * x, fixed=fixed)
+    weights = x.squeeze(-2) * inverse
     zeros = (~present).to(gram.dtype)
     use_zeros = (~present).all(-1, keepdim=True) if skip_zeros else zeros.any(-1, keepdim=True)
     weights = torch.where(use_zeros, zeros, weights)

@@ -13,8 +13,7 @@ _MOST_SUPPORTS = 4096  # that are enumerated at once, over all matrices
 _NUM_ITERATIONS = 16  # of the interior point: 8 are enough but for many, nearly equal gradients
 _MOST_ROUNDS = 60  # of pivoting
 _PATIENCE = 3  # rounds without a new least number of wrong signs
-_TOLERANCE = 1e-13
-_MOST_CORRECTED = 1e-2  # of the largest number
+_TOLERANCE = 1e-14
 
 
 def nonneg(
@@ -54,16 +53,6 @@ def nonneg(
     if matrix[..., 0, 0].numel() << num_tasks <= _MOST_SUPPORTS:
         return _by_enumeration(matrix, linear)
     return _by_interior_point(matrix.unsqueeze(-3).expand(*linear.shape, num_tasks), linear)
-
-
-def without_ridge(matrix: Tensor, x: Tensor, ridge: float) -> Tensor:  # [..., T, T], [..., T]
-    """Corrects the solution of a program whose matrix has a ridge on its diagonal by what the ridge
-    took, on the same support: where gradients nearly cancel that matters. A correction that is not
-    small is of gradients that depend on each other, whose weights only the ridge decides."""
-    on = (x > 0).to(x.dtype)
-    change = ridge * solve(masked(matrix, on), x)
-    is_small = change.abs().amax(-1, keepdim=True) <= _MOST_CORRECTED * x.amax(-1, keepdim=True)
-    return torch.where(is_small, x + change, x).clamp_min(0)
 
 
 def masked(matrix: Tensor, support: Tensor) -> Tensor:  # [..., T, T], [..., T] -> [..., T, T]
