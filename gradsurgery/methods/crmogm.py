@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class CRMOGMMethod(Method):
     """Averages the weights of a method over steps, those of each task by themselves.
 
+    All that the method learns from losses, and shows of it, goes to it and comes from it. Its
+    weights may be known before the losses, their average is not: it changes when it is taken.
+
     Args:
         method: whose weights change from step to step.
         alpha: share of the old average.
@@ -55,6 +58,19 @@ class CRMOGMMethod(Method):
             counts &= (seen.gram.diagonal(dim1=-2, dim2=-1) != 0).any(-1, keepdim=True)
         self._average.set(seen, torch.where(counts, average, old))
         return average
+
+    @property
+    def learns(self) -> bool:
+        return self.method.learns
+
+    def learn(self, seen: Seen) -> None:
+        self.method.learn(seen)
+
+    def look_again(self, seen: Seen) -> None:
+        self.method.look_again(seen)
+
+    def numbers(self) -> Mapping[str, Tensor]:
+        return self.method.numbers()
 
     def state_dict(self) -> dict[str, Any]:
         return {"average": self._average.saved(), "method": self.method.state_dict()}
