@@ -67,7 +67,8 @@ class Seal:
             return
         kind = parameter.shape, parameter.dtype, parameter.device, parameter.stride()
         if self._zeros is None or parameter is not self._parameter or kind != self._kind:
-            self._zeros = torch.zeros_like(parameter.detach()).as_subclass(_Zeros)
+            zeros = torch.zeros_like(parameter.detach())
+            self._zeros = Tensor._make_subclass(_Zeros, zeros)  # also within a mode, before 2.6
             self._zeros.report = self._report
             self._parameter, self._kind = parameter, kind
         with torch._C.DisableTorchFunctionSubclass():
