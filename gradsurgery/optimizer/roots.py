@@ -112,7 +112,8 @@ def check_not_summed(loss: Tensor) -> None:
     join, result = node.next_functions[0]
     if join is None or not _JOINS.fullmatch(_kind(join)):
         return
-    if len(_shape(join, result) if _KNOWS_SHAPES else node._saved_self_sym_sizes) == 1:
+    saved = getattr(node, "_saved_self_sym_sizes", ())  # that of what is summed
+    if len(_shape(join, result) if _KNOWS_SHAPES else saved) == 1:
         raise ValueError(
             "losses: must be one for each task, got one that is the sum or mean of stacked losses; "
             "give the list from before torch.stack, or {name: loss} where all are one task's"

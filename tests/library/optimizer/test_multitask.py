@@ -1177,6 +1177,7 @@ def test_columns_of_concatenated_heads_are_the_heads_apart(form, join):
     assert_equal_grads(network, twin)
 
 
+@from_torch_2_7
 def test_stacked_losses_with_a_penalty_on_the_trunk_count_it_once():
     network, twin = Network(), Network()
     optimizer, other = PCGrad(sgd(network)), PCGrad(sgd(twin))
@@ -1265,8 +1266,8 @@ REFUSED_LOSSES = {
 
 @pytest.mark.parametrize("call", REFUSED_LOSSES)
 def test_losses_that_are_not_one_for_each_task_are_refused_with_the_way_to_give_them(call):
-    if call == "constant of a stack" and torch.__version__ < "2.5":
-        pytest.skip("every stack is refused where torch does not tell shapes")
+    if call == "constant of a stack" and torch.__version__ < "2.7":
+        pytest.skip("every stack is refused before torch 2.7")
     parameter = nn.Parameter(torch.tensor([1.0, 2.0]))
     optimizer = PCGrad(torch.optim.SGD([parameter], lr=0.1))
     give, remedy = REFUSED_LOSSES[call]
