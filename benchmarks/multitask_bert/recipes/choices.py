@@ -1,4 +1,4 @@
-"""The choices that fields of a recipe have: every one that a system of the reports makes."""
+"""The values that fields of a recipe have: every choice that a system of the reports makes."""
 
 PAIR_ENCODINGS = ("joint-raw-ids", "joint-sep", "siamese-concat", "siamese-dot", "siamese-cos")
 POOLINGS = ("pooler", "cls", "mean")
@@ -13,3 +13,8 @@ LOSSES = {
 SAMPLINGS = ("joint", "round-robin", "proportional", "annealed", "sequential")
 EPOCHS = ("smallest", "largest", "batches")
 SELECTIONS = ("mean", "normalised", "last")  # or one of the recipe's tasks
+
+
+def is_number(value: object) -> bool:
+    """Tells whether a field holds a number, which a bool is none of."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
