@@ -99,7 +99,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     place = "        for task in (\n"
     text = tasks.read_text(encoding="utf-8")
     assert text.count(place) == 1
-    tasks.write_text(text.replace(place, place + entry), encoding="utf-8")
+    tasks.write_text(text.replace(place, f"{place}{entry.rstrip()},\n"), encoding="utf-8")
     write_data(folder / "data")
     write_checkpoint(folder / "minilm")
     for block in blocks("json"):
