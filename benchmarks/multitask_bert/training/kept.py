@@ -7,6 +7,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
+from tokenizers import Tokenizer
 
 from benchmarks.multitask_bert.batches.loader import evaluation_batches
 from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
@@ -52,7 +53,7 @@ class KeptModel:
         self.data: str = self._config["data"]
 
     @cached_property
-    def _parts(self) -> tuple[MultiTaskModel, object]:
+    def _parts(self) -> tuple[MultiTaskModel, Tokenizer]:
         """The model and its tokenizer."""
         weights = self.folder / "model.safetensors"
         encoder, tokenizer = make_encoder(self._config["encoder"], self.recipe)
@@ -70,7 +71,7 @@ class KeptModel:
         """
         model, tokenizer = self._parts
         pair = self.recipe.pairs.get(split.task, "")
-        tokenized = TokenizedSplit(split, tokenizer, pair, self.recipe.max_length)  # type: ignore[arg-type]
+        tokenized = TokenizedSplit(split, tokenizer, pair, self.recipe.max_length)
         return predict(model, evaluation_batches(tokenized, _BATCH), torch.device("cpu"))
 
     def tasks(self, asked: Sequence[str] | None) -> list[str]:
