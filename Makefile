@@ -8,7 +8,7 @@ BENCH_ARGS ?=
 GPU_ARGS ?=
 DATA ?= data
 
-.PHONY: setup minilm browser run test test-all bench gpu gpu-pack docs lint clean
+.PHONY: setup minilm browser run test test-all matrix bench gpu gpu-pack docs lint clean
 
 setup: .venv/.installed
 
@@ -55,6 +55,30 @@ test: lint
 test-all: TEST_ARGS += -m 'slow or not slow'
 test-all: test
 
+# The core of the suite with other versions of torch, each pair `version:interpreter` in an
+# environment of its own in .matrix (5 GB each with torch's build for CUDA, the one that PyPI has).
+MATRIX ?= 2.4.1:python3.10 2.6.0:python3.11 2.9.1:python3.13 2.13.0:python3.10
+CORE := tests/test_oracle.py tests/library/test_method.py tests/library/test_diagnostics.py \
+	tests/library/gradients tests/library/kernels/test_reference.py \
+	tests/library/kernels/test_blocked.py tests/library/optimizer tests/library/sampling \
+	tests/library/solvers tests/library/methods/test_weights.py \
+	tests/library/methods/test_learned_weights.py tests/library/methods/test_mgda.py \
+	tests/library/methods/test_pcgrad.py
+
+matrix:
+	@status=0; for pair in $(MATRIX); do \
+		version=$${pair%%:*}; python=$${pair#*:}; home=.matrix/$$version; \
+		if ! $$python -c '' 2>/dev/null; then \
+			echo "torch $$version: left out, $$python is not here"; continue; fi; \
+		if [ ! -e $$home/.installed ]; then \
+			$$python -m venv $$home && $$home/bin/python -m pip install --quiet torch==$$version \
+				numpy 'pytest>=8.2' 'hypothesis>=6.100' torchjd==0.18.0 pytorch_optimizer==4.1.0 \
+				&& touch $$home/.installed || { \
+				echo "torch $$version: left out, it could not be installed"; continue; }; fi; \
+		echo "torch $$version, $$($$home/bin/python --version)"; \
+		$$home/bin/python -m pytest --quiet $(TEST_ARGS) $(CORE) || status=1; \
+	done; exit $$status
+
 # One quick pass of asv over the suite at this commit; without --quick its figures are to be trusted:
 # `asv run --python=same --set-commit-hash COMMIT`, or `asv run FIRST..LAST` over the history.
 bench: setup
@@ -81,4 +105,4 @@ docs: setup
 	@echo "The pages are in site/index.html"
 
 clean:
-	rm -rf .venv .asv runs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .matrix .asv runs build dist site .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,12 +1,14 @@
-"""The command line: `run`, `report`, `analyze`, `predict`, `list` and `fetch`."""
+"""The command line: `run`, `report`, `analyze`, `predict`, `evaluate`, `list` and `fetch`."""
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from benchmarks.multitask_bert.cli.arguments import (
     FAILED,
@@ -17,7 +19,7 @@ from benchmarks.multitask_bert.cli.arguments import (
     num_processes,
     one_line,
 )
-from benchmarks.multitask_bert.cli.arguments import FIRST_SEED as FIRST_SEED
+from benchmarks.multitask_bert.cli.run_arguments import FIRST_SEED as FIRST_SEED
 
 MAX_LINES = 8  # of one kind, of what `analyze` prints
 
@@ -76,11 +78,21 @@ def _complain(error: Exception) -> None:
 
 
 def _list(options: argparse.Namespace) -> int:
-    from benchmarks.multitask_bert.recipes.catalog import all_recipes
+    from benchmarks.multitask_bert.recipes.catalog import find_all
+    from benchmarks.multitask_bert.recipes.fields import FIELDS
 
-    recipes = all_recipes()
-    width = max(map(len, recipes))
-    for recipe in recipes.values():
+    if options.fields:
+        for field in FIELDS:
+            print(f"--set {field.example}\n    {field.meaning}")
+        return 0
+    recipes = find_all(options.recipes or ["*"])
+    if options.json:
+        if len(recipes) != 1:
+            raise ValueError(f"list --json: must name one recipe, got {len(recipes)}; name one")
+        print(json.dumps(recipes[0].to_dict(), indent=2, ensure_ascii=False))
+        return 0
+    width = max(len(recipe.id) for recipe in recipes)
+    for recipe in recipes:
         print(f"{recipe.id:{width}}  {recipe.description}")
         if options.long:
             print(f"{'':{width}}  assumed: {', '.join(recipe.assumed)}")
@@ -118,15 +130,41 @@ def _analyze(options: argparse.Namespace) -> int:
 
 
 def _predict(options: argparse.Namespace) -> int:
+    from benchmarks.multitask_bert.training.kept_model import kept_models
     from benchmarks.multitask_bert.training.predictions import write_predictions
 
-    out = options.out or options.run / "predictions"
-    written, lacking = write_predictions(options.run, options.data, out, options.split)
-    for path in written:
-        print(path)
-    for path in lacking:
-        print(f"left out: {path} is not there; --split dev asks for no test file", file=sys.stderr)
+    splits = (options.split,) if options.split else ("dev", "test")
+    absent: dict[Path, None] = {}
+    for kept in kept_models(options.run):
+        out = kept.folder / "hand-in"
+        if options.out is not None:
+            out = options.out / kept.folder.relative_to(options.run)
+        written, lacking = write_predictions(kept, options.data, out, splits, options.tasks)
+        absent |= dict.fromkeys(lacking)
+        for path in written:
+            print(path)
+    _name_absent(absent)
     return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from benchmarks.multitask_bert.training.kept_model import kept_models
+    from benchmarks.multitask_bert.training.labelled import score
+
+    absent: dict[Path, None] = {}
+    for kept in kept_models(options.run):
+        scores, lacking = score(kept, options.data, options.split, options.tasks)
+        absent |= dict.fromkeys(lacking)
+        print(f"{kept.folder}, {options.split} rows of {options.data or kept.data}:")
+        for each in scores:
+            print(f"  {each}")
+    _name_absent(absent)
+    return 0
+
+
+def _name_absent(paths: Iterable[Path]) -> None:
+    for path in paths:
+        print(f"left out: {path} is not there", file=sys.stderr)
 
 
 def _fetch(options: argparse.Namespace) -> int:
@@ -153,6 +191,7 @@ _COMMANDS: Mapping[str, Callable[[argparse.Namespace, list[str]], int]] = {
     "report": _in_the_first(_report),
     "analyze": _in_the_first(_analyze),
     "predict": _in_the_first(_predict),
+    "evaluate": _in_the_first(_evaluate),
     "list": _in_the_first(_list),
     "fetch": _in_the_first(_fetch),
 }

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from statistics import NormalDist
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -17,6 +18,9 @@ from benchmarks.multitask_bert.tasks import TASKS
 
 Values: TypeAlias = Sequence[float] | NDArray[Any]
 Kind: TypeAlias = Literal["classes", "binary", "score"]
+Range: TypeAlias = tuple[float, float]  # its two ends
+
+_Z = NormalDist().inv_cdf(0.975)
 
 # On the scale 0 to 5 of the labels, whose own standard deviation is about 1.5.
 SCORE_SPREAD = 0.01
@@ -179,6 +183,37 @@ def pearson_standard_error(metric: float, num_examples: int) -> float:
     if num_examples < 2:
         return math.inf
     return (1 - metric**2) / math.sqrt(num_examples - 1)
+
+
+def interval(metric: Literal["accuracy", "pearson"], value: float, num_examples: int) -> Range:
+    r"""Give the 95 % interval that sampling the examples puts on a metric.
+
+    For an accuracy it is Wilson's, all $a$ with $|\hat a - a| \le z \sqrt{a (1 - a) / N}$; for a
+    correlation Fisher's, $\tanh(\operatorname{artanh} r \pm z / \sqrt{N - 3})$, and -1 to 1
+    where there are fewer than four examples.
+
+    Example:
+        >>> [round(end, 3) for end in interval("accuracy", 0.0, 10)]
+        [0.0, 0.278]
+        >>> [round(end, 3) for end in interval("pearson", 0.87, 863)]
+        [0.853, 0.885]
+
+    Edwin B. Wilson, "Probable Inference, the Law of Succession, and Statistical Inference", 1927;
+    R. A. Fisher, "On the 'Probable Error' of a Coefficient of Correlation Deduced from a Small
+    Sample", 1921.
+    """
+    if metric == "pearson":
+        if num_examples < 4:
+            return -1.0, 1.0
+        if abs(value) == 1:
+            return value, value
+        centre, half = math.atanh(value), _Z / math.sqrt(num_examples - 3)
+        return math.tanh(centre - half), math.tanh(centre + half)
+    scale = 1 + _Z**2 / num_examples
+    centre = (value + _Z**2 / (2 * num_examples)) / scale
+    spread = value * (1 - value) / num_examples + (_Z / (2 * num_examples)) ** 2
+    half = _Z * math.sqrt(spread) / scale
+    return min(max(centre - half, 0.0), value), max(min(centre + half, 1.0), value)
 
 
 def _aligned(predictions: Values, labels: Values) -> tuple[NDArray[Any], NDArray[Any]]:

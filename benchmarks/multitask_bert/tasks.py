@@ -26,6 +26,9 @@ class Task:
     label_max: int
     metric: Literal["accuracy", "pearson"]
     files: Mapping[str, str] = field(hash=False)  # "train", "dev", "test" -> file name
+    hand_in: str = ""  # what its prediction files begin with; its name where it says nothing
+    hand_in_header: str = "Prediction"
+    is_published: bool = False  # whether `fetch` knows where its files are
 
     @property
     def is_pair(self) -> bool:
@@ -52,6 +55,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     "dev": "ids-sst-dev.csv",
                     "test": "ids-sst-test-student.csv",
                 },
+                hand_in_header="Predicted_Sentiment",
+                is_published=True,
             ),
             Task(
                 name="quora",
@@ -68,6 +73,9 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     "dev": "quora-dev.csv",
                     "test": "quora-test-student.csv",
                 },
+                hand_in="para",
+                hand_in_header="Predicted_Is_Paraphrase",
+                is_published=True,
             ),
             Task(
                 name="sts",
@@ -84,6 +92,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     "dev": "sts-dev.csv",
                     "test": "sts-test-student.csv",
                 },
+                hand_in_header="Predicted_Similiary",  # as the starter code spells it
+                is_published=True,
             ),
             Task(
                 name="cfimdb",
@@ -100,6 +110,8 @@ TASKS: Mapping[str, Task] = MappingProxyType(
                     "dev": "ids-cfimdb-dev.csv",
                     "test": "ids-cfimdb-test-student.csv",
                 },
+                hand_in_header="Predicted_Sentiment",
+                is_published=True,
             ),
         )
     }

@@ -61,10 +61,24 @@ def as_grad(parameter: Tensor, numbers: Tensor, dtype: torch.dtype | None = None
     """
     dtype = grad_dtype(parameter) or dtype or numbers.dtype
     if parameter.is_complex():
-        numbers = torch.view_as_complex(numbers.to(dtype.to_real())).detach()
+        pairs = _of_pairs(numbers.to(dtype.to_real()), parameter)
+        numbers = torch.view_as_complex(pairs).detach()
     if numbers.dtype != dtype or numbers.device != parameter.device:
         numbers = numbers.to(local(parameter).device, dtype)
     return whole(parameter, numbers)
+
+
+def _of_pairs(numbers: Tensor, parameter: Tensor) -> Tensor:
+    """Gives dimensions of at most one element the parameter's stride, since torch before 2.6 makes
+    complex numbers of even strides only, even where a stride means nothing."""
+    *sizes, _ = numbers.shape
+    if min(sizes, default=2) > 1:
+        return numbers
+    strides = [2 * stride for stride in local(parameter).stride()]
+    if numbers.numel():
+        given = zip(sizes, numbers.stride()[:-1], strides, strict=True)
+        strides = [free if size == 1 else stride for size, stride, free in given]
+    return numbers.as_strided(numbers.shape, (*strides, 1))
 
 
 def strides_of(parameter: Tensor) -> tuple[int, ...]:

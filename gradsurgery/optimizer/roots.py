@@ -26,7 +26,9 @@ _NUMBER_BY_NUMBER = re.compile(
 )
 _FARTHEST = 64  # operations between a loss and a tensor that it is a part of
 _LARGEST = 1 << 20  # numbers in such a tensor
+_TAKES_A_PART = re.compile("(Unbind|Select|Slice|Split|SplitWithSizes|Index|AsStrided)Backward")
 _CAN_START_ANYWHERE = torch.__version__ >= "2.7"
+_KNOWS_SHAPES = hasattr(Node, "_input_metadata")  # from torch 2.5 on
 
 
 class Roots(NamedTuple):
@@ -82,7 +84,7 @@ def beyond_joins(losses: Mapping[Hashable, Tensor]) -> dict[Hashable, Roots]:
     found = {}
     for name, loss in losses.items():
         if _has_join(loss):
-            roots = _roots(loss)
+            roots = _roots(loss) if _KNOWS_SHAPES else _roots_without_shapes(loss)
             if roots is not None and not roots.edges:
                 raise ValueError(
                     f"losses: must need a gradient, that of task {name!r} is a constant that was "
@@ -108,7 +110,10 @@ def check_not_summed(loss: Tensor) -> None:
     if node is None or _kind(node) not in ("SumBackward", "MeanBackward"):
         return
     join, result = node.next_functions[0]
-    if join is not None and _JOINS.fullmatch(_kind(join)) and len(_shape(join, result)) == 1:
+    if join is None or not _JOINS.fullmatch(_kind(join)):
+        return
+    saved = getattr(node, "_saved_self_sym_sizes", ())  # that of what is summed
+    if len(_shape(join, result) if _KNOWS_SHAPES else saved) == 1:
         raise ValueError(
             "losses: must be one for each task, got one that is the sum or mean of stacked losses; "
             "give the list from before torch.stack, or {name: loss} where all are one task's"
@@ -135,7 +140,7 @@ def _goes_on(node: Node, result: int, kind: str) -> bool:
     """Tells whether tasks may have been put together below an operation: not where it is one of a
     network's, which combines its input with parameters."""
     num_inputs = sum(before is not None for before, _ in node.next_functions)
-    if num_inputs < 2:
+    if num_inputs < 2 or not _KNOWS_SHAPES:
         return num_inputs == 1
     shape = _shape(node, result)
     return shape.numel() == 1 or (len(shape) == 1 and bool(_NUMBER_BY_NUMBER.fullmatch(kind)))
@@ -169,6 +174,16 @@ def _roots(loss: Tensor) -> Roots | None:
             flags = is_part and moves_numbers, is_beyond or is_join
             to_visit.append((*inputs[place], passed, *flags))
     return Roots(list(edges), all(edges.values())) if leaves_out else None
+
+
+def _roots_without_shapes(loss: Tensor) -> Roots | None:
+    """Stands in for :func:`_roots` where torch does not tell shapes: takes a loss for a part of a
+    tensor wherever an operation above a join takes a part."""
+    node, takes_a_part = loss.grad_fn, False
+    while node is not None and not _JOINS.fullmatch(kind := _kind(node)):
+        takes_a_part = takes_a_part or bool(_TAKES_A_PART.fullmatch(kind))
+        node = next(before for before, _ in node.next_functions if before is not None)
+    return Roots([(node, 0)], False) if node is not None and takes_a_part else None
 
 
 def _passed_on(

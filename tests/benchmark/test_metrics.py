@@ -13,6 +13,7 @@ from benchmarks.multitask_bert.metrics import (
     accuracy,
     accuracy_standard_error,
     constant_metric,
+    interval,
     is_degenerate,
     overall_mean,
     overall_normalised,
@@ -175,3 +176,34 @@ def test_lengths_are_checked(
     with pytest.raises(ValueError, match=message) as caught:
         metric(predictions, labels)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("hits", "count"), [(0, 5), (3, 10), (450, 1101), (7, 7)])
+def test_the_interval_of_an_accuracy_solves_wilsons_equation(hits: int, count: int) -> None:
+    value = hits / count
+    low, high = interval("accuracy", value, count)
+    assert 0 <= low <= value <= high <= 1
+    for end in {low, high} - {0.0, 1.0}:
+        distance = abs(value - end) / math.sqrt(end * (1 - end) / count)
+        assert distance == pytest.approx(1.959964, abs=1e-5)
+
+
+@pytest.mark.parametrize(("metric", "truth"), [("accuracy", 0.3), ("pearson", 0.6)])
+def test_an_interval_holds_the_truth_as_often_as_it_says(metric: str, truth: float) -> None:
+    random = np.random.default_rng(0)
+    held, count = [], 60
+    for _ in range(2000):
+        x = random.normal(size=count)
+        y = truth * x + math.sqrt(1 - truth**2) * random.normal(size=count)
+        hits = (random.random(count) < truth).mean()
+        value = float(hits) if metric == "accuracy" else pearson(x, y)
+        low, high = interval(metric, value, count)
+        held.append(low <= truth <= high)
+    assert np.mean(held) == pytest.approx(0.95, abs=0.02)
+
+
+def test_intervals_at_their_ends() -> None:
+    assert interval("pearson", 0.5, 3) == (-1.0, 1.0)
+    assert interval("pearson", 1.0, 30) == (1.0, 1.0)
+    low, high = interval("pearson", 0.5, 28)  # artanh 0.5 is 0.5493061, and z / 5 is 0.3919928
+    assert (low, high) == pytest.approx((math.tanh(0.1573133), math.tanh(0.9412989)), abs=1e-6)

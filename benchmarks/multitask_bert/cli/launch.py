@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from typing import Any
@@ -20,12 +20,16 @@ from benchmarks.multitask_bert.model.multitask import freeze
 from benchmarks.multitask_bert.model.tiny import SIZES, settings
 from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, find_all
 from benchmarks.multitask_bert.recipes.overrides import override
+from benchmarks.multitask_bert.recipes.own import read_recipe
+from benchmarks.multitask_bert.recipes.recipe import Recipe
 from benchmarks.multitask_bert.recipes.void import check_not_void, check_steps
 from benchmarks.multitask_bert.records.lock import alone_in
 from benchmarks.multitask_bert.records.record import Record, RecordError
 from benchmarks.multitask_bert.records.run import settings_of
 from benchmarks.multitask_bert.tasks import BUILT_IN_DATA
 from benchmarks.multitask_bert.training import loop
+from benchmarks.multitask_bert.training.board import Board, check_there_is_tensorboard
+from benchmarks.multitask_bert.training.checkpoint import STATE
 from benchmarks.multitask_bert.training.plan import Plan, check_runnable
 from benchmarks.multitask_bert.training.processes import LostError, Processes, here, local_rank
 from benchmarks.multitask_bert.training.schedule import stage_steps
@@ -52,7 +56,7 @@ def launch(options: argparse.Namespace, given: list[str]) -> int:
         processes.meet()  # what one of them refuses is refused before the first takes a folder
         if processes.is_first:
             for plan in plans:
-                if not _is_complete(plan):
+                if not _is_complete(plan, resume=options.resume):
                     folders.enter_context(alone_in(plan.folder))
                     _check_folder(plan, resume=options.resume)  # until now it might have changed
         status = _run_all(plans, options)
@@ -63,10 +67,12 @@ def _run_all(plans: Sequence[Plan], options: argparse.Namespace) -> int:
     """Runs what is not complete yet, one after the other."""
     processes = plans[0].processes
     _say(processes, plans[0].corpus.notice)
+    for note in dict.fromkeys(note for plan in plans for note in _large_batches(plan)):
+        _say(processes, note)
     failed = []
     for plan in plans:
         name = f"{plan.recipe.id} seed {plan.seed}"
-        if processes.from_first(partial(_is_complete, plan)):
+        if processes.from_first(partial(_is_complete, plan, resume=options.resume)):
             _say(processes, f"{name}: complete, left as it is")
             continue
         try:
@@ -91,6 +97,18 @@ def _run_all(plans: Sequence[Plan], options: argparse.Namespace) -> int:
     return 0
 
 
+def _large_batches(plan: Plan) -> Iterator[str]:
+    """Says of which tasks a batch is all there is."""
+    for number, stage in enumerate(plan.recipe.stages):
+        for task in stage.tasks or plan.recipe.tasks:
+            size, there = stage.batch_size[task], len(plan.corpus.splits[task, "train"].examples)
+            if stage.epochs and size > there:
+                yield (
+                    f"note: {plan.recipe.id}: stages.{number}.batch_size.{task} is {size}, and the "
+                    f"data have {there} examples: every batch holds all of them"
+                )
+
+
 def _say(processes: Processes, text: str, *, is_error: bool = False) -> None:
     if processes.is_first:
         print(text, file=sys.stderr if is_error else sys.stdout, flush=True)
@@ -105,14 +123,21 @@ def _plans(options: argparse.Namespace, given: list[str], processes: Processes) 
             f"--encoder: must be a BERT-format checkpoint with --data DIR, got {encoder}, which "
             "knows the words of the built-in corpora alone"
         )
+    if options.tensorboard:
+        check_there_is_tensorboard()
+    named = options.recipes or ([] if options.recipe else SIDE_BY_SIDE)
+    originals: list[tuple[Recipe, Recipe | None]] = [(each, each) for each in find_all(named)]
+    originals += [(read_recipe(path), None) for path in options.recipe]
     recipes = []
-    for found in find_all(options.recipes or SIDE_BY_SIDE):
+    for found, of_report in originals:
         asked = settings(found, SIZES[encoder].lr) if is_small else []
         if options.epochs is not None and any(stage.epochs for stage in found.stages):
             asked.append(f"epochs={options.epochs}")
         recipe, deviations = override(found, [*asked, *options.set])
+        if options.eval_every is not None:
+            deviations.append(f"dev metrics after every {options.eval_every} steps, too")
         check_runnable(recipe)
-        check_not_void(recipe, found)
+        check_not_void(recipe, of_report)
         recipes.append((recipe, deviations))
     device = _device(options.device, processes)
     if threads := options.threads or (1 if is_small else None):
@@ -146,15 +171,19 @@ def _plans(options: argparse.Namespace, given: list[str], processes: Processes) 
                 "precision": options.precision,
                 "command": _command(given, processes),
             }
+            folder = options.out / recipe.id / f"seed-{seed}"
+            board = Board(folder / "tensorboard").add if options.tensorboard else None
             plan = Plan(
                 recipe=recipe,
                 corpus=corpus,
                 make_encoder=partial(make_encoder, encoder),
-                folder=options.out / recipe.id / f"seed-{seed}",
+                folder=folder,
+                listener=board,
                 seed=seed,
                 device=device,
                 precision=options.precision,
                 max_steps=options.max_steps,
+                eval_every=options.eval_every,
                 scale=options.scale,
                 tokenized=tokenized,
                 kept=kept,
@@ -204,8 +233,18 @@ def _command(given: list[str], processes: Processes) -> list[str]:
     return ["torchrun", *machines, f"--nproc-per-node={on_each}", *module]
 
 
-def _is_complete(plan: Plan) -> bool:
-    return Record(plan.folder).is_complete
+def _is_complete(plan: Plan, *, resume: bool) -> bool:
+    """Tells whether nothing is left to do in a run's folder."""
+    record = Record(plan.folder)
+    if not record.is_complete:
+        return False
+    return not (resume and _goes_further(plan, record.read_json("config.json")))
+
+
+def _goes_further(plan: Plan, before: Mapping[str, Any]) -> bool:
+    """Tells whether a run that was to end after some steps is now to take more."""
+    limit = before.get("max_steps")
+    return isinstance(limit, int) and (plan.max_steps is None or plan.max_steps > limit)
 
 
 def _identity(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -231,6 +270,18 @@ def _check_folder(plan: Plan, *, resume: bool) -> None:
         )
     asked, found = ({**settings_of(each), **_identity(each)} for each in (plan.config, before))
     different = sorted(key for key in asked if found[key] != asked[key])
+    if different == ["max_steps"] and _goes_further(plan, before):
+        if not resume:
+            raise RecordError(
+                f"{plan.folder}: must be a run of the same max_steps, found one of "
+                f"{before['max_steps']}; add --resume to go on with it, or choose another --out"
+            )
+        if record.is_complete and not (plan.folder / STATE).exists():
+            raise RecordError(
+                f"{plan.folder}: must have {STATE} to go on after its end, found none; choose "
+                "another --out"
+            )
+        return
     if different:
         raise RecordError(
             f"{plan.folder}: must be a run of the same {', '.join(different)}, found another; give "

@@ -52,6 +52,21 @@ def load_corpus(
     return Corpus(source, _notice(source, read), read)
 
 
+def load_labelled(source: str, task: str, split: str) -> Split:
+    """Load the rows of one task's split that have a label, those of "test" too.
+
+    Raises:
+        DataError: the source does not have them, or the file is damaged.
+        ValueError: a task or split that does not exist.
+    """
+    if source not in BUILT_IN_DATA:
+        return read_split(source, task, split, has_labels=True)
+    found = load_corpus(source, [task], [split]).splits[task, split]
+    if any(example.label is None for example in found.examples):
+        raise DataError(f"{source}: must have labels, found none in its {split} split; choose dev")
+    return found
+
+
 def absent_file(source: str, task: str, split: str) -> Path | None:
     """Return the file that a source lacks for one task's split, or None where it has it."""
     path = Path(source) / TASKS[task].files[split]

@@ -33,7 +33,12 @@ _SHA256 = {
 }
 # File name -> SHA-256, or None where the published file's is not known.
 REGISTRY: Mapping[str, str | None] = MappingProxyType(
-    {name: _SHA256.get(name) for task in TASKS.values() for name in task.files.values()}
+    {
+        name: _SHA256.get(name)
+        for task in TASKS.values()
+        if task.is_published
+        for name in task.files.values()
+    }
 )
 _COLUMNS = {
     name: {"id", *task.text_columns, *([] if split == "test" else [task.label_column])}

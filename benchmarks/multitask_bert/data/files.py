@@ -84,16 +84,19 @@ def check_names(task: str, split: str) -> None:
         raise DataError(f"split must be one of {', '.join(files)}, found {split!r}; choose one")
 
 
-def read_split(directory: str | Path, task: str, split: str) -> Split:
+def read_split(
+    directory: str | Path, task: str, split: str, *, has_labels: bool | None = None
+) -> Split:
     """Read and check one file of the starter code's layout.
 
-    Rows without a label are counted and skipped, except in the test split, which has no labels.
+    Rows without a label are counted and skipped, except where there are no labels.
     A file of n bytes takes less than 64 n bytes of memory, and n is at most ``MAX_BYTES``.
 
     Args:
         directory: the folder with the files.
         task: a name in ``TASKS``.
         split: "train", "dev" or "test".
+        has_labels: whether the rows have labels; by default all but those of "test" have.
 
     Raises:
         DataError: a file or column is missing, a row is damaged, or no row is usable.
@@ -102,7 +105,8 @@ def read_split(directory: str | Path, task: str, split: str) -> Split:
     check_names(task, split)
     path = Path(directory) / TASKS[task].files[split]
     rows = _Rows(path)
-    examples, num_skipped = _examples(rows, TASKS[task], has_labels=split != "test")
+    has_labels = split != "test" if has_labels is None else has_labels
+    examples, num_skipped = _examples(rows, TASKS[task], has_labels=has_labels)
     if not examples:
         found = f"{num_skipped} rows without a label" if num_skipped else "a header alone"
         raise DataError(f"{path}: must have a row to use, found {found}; copy the file again")

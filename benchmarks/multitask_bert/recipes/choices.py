@@ -1,4 +1,4 @@
-"""The choices that fields of a recipe have: every one that a system of the reports makes."""
+"""The values that fields of a recipe have: every choice that a system of the reports makes."""
 
 PAIR_ENCODINGS = ("joint-raw-ids", "joint-sep", "siamese-concat", "siamese-dot", "siamese-cos")
 POOLINGS = ("pooler", "cls", "mean")

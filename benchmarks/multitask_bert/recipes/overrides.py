@@ -8,10 +8,14 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.multitask_bert.methods import METHODS
+from benchmarks.multitask_bert.recipes.fields import suggest
 from benchmarks.multitask_bert.recipes.numbers import is_number
 from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError
+from benchmarks.multitask_bert.tasks import TASKS
 
 OPTIONS = "method_options"
+# Fields that need not have every task, and a value of their type.
+_BY_TASK = {"losses": "", "min_label": 0.0, "dev_batches": 0}
 
 
 def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]]:
@@ -151,9 +155,9 @@ def in_words(value: Any, of_one: Callable[[Any], str] = str) -> str:
 
 
 def _get(place: Any, keys: Sequence[str]) -> Any:
-    """An entry of nested dictionaries and lists."""
+    """An entry of nested dictionaries and lists; None where there is none."""
     for key in keys:
-        place = place[int(key) if isinstance(place, list) else key]
+        place = place[int(key)] if isinstance(place, list) else place.get(key)
     return place
 
 
@@ -163,11 +167,16 @@ def _set(
     """Sets one entry of nested dictionaries and lists in place."""
     for depth, key in enumerate(keys):
         entries = dict(enumerate(place)) if isinstance(place, list) else place
+        if depth and keys[depth - 1] in _BY_TASK and key in TASKS and isinstance(place, dict):
+            place.setdefault(key, _BY_TASK[keys[depth - 1]])
         known = {str(name): name for name in entries} if isinstance(entries, dict) else {}
         if key not in known:
-            close = difflib.get_close_matches(key, known, n=1)
-            hint = f"; did you mean {close[0]}?" if close else f"; there is {', '.join(known)}"
-            raise RecipeError(f"--set {setting}: no field {'.'.join(keys[: depth + 1])}{hint}")
+            close = difflib.get_close_matches(key, known, n=1, cutoff=0.7) or [suggest(key)]
+            hint = f"did you mean {close[0]}?" if close[0] else f"there is {', '.join(known)};"
+            raise RecipeError(
+                f"--set {setting}: no field {'.'.join(keys[: depth + 1])}; {hint} "
+                "see `list --fields`"
+            )
         index: Any = known[key]
         if depth < len(keys) - 1:
             place = place[index]

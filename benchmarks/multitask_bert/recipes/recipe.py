@@ -189,41 +189,32 @@ class Recipe:
 
     @staticmethod
     def from_dict(fields: Mapping[str, Any]) -> Recipe:
-        """The recipe that :meth:`to_dict` wrote.
+        """The recipe that :meth:`to_dict` wrote; a field with a default may be left out.
 
         Raises:
             RecipeError: a field is missing, unknown or out of its range.
         """
         try:
-            stages = tuple(
-                Stage(
-                    **{
-                        **stage,
-                        "sampling": Sampling(**stage["sampling"]),
-                        "tasks": tuple(stage["tasks"]),
-                    }
-                )
-                for stage in fields["stages"]
-            )
-            heads = {
-                task: Head(tuple(head["layers"]), head["output"])
+            made = dict(fields)
+            made["stages"] = tuple(_stage(stage) for stage in fields["stages"])
+            made["heads"] = {
+                task: Head(**{**head, "layers": tuple(head.get("layers", Head.layers))})
                 for task, head in fields["heads"].items()
             }
-            return Recipe(
-                **{
-                    **fields,
-                    "tasks": tuple(fields["tasks"]),
-                    "heads": heads,
-                    "stages": stages,
-                    "betas": tuple(fields["betas"]),
-                    "regularisers": tuple(Regulariser(**r) for r in fields["regularisers"]),
-                    "assumed": tuple(fields["assumed"]),
-                }
-            )
+            made["regularisers"] = tuple(Regulariser(**r) for r in fields.get("regularisers", ()))
+            for name in ("tasks", "betas", "assumed"):
+                if name in fields:
+                    made[name] = tuple(fields[name])
+            return Recipe(**made)
         except (KeyError, TypeError, AttributeError) as error:
             raise RecipeError(
                 f"recipe {fields.get('id')}: not of this version's form ({error})"
             ) from error
+
+
+def _stage(fields: Mapping[str, Any]) -> Stage:
+    sampling, tasks = Sampling(**fields.get("sampling", {})), tuple(fields.get("tasks", ()))
+    return Stage(**{**fields, "sampling": sampling, "tasks": tasks})
 
 
 def _check(recipe: Recipe) -> None:
@@ -265,6 +256,7 @@ def _check(recipe: Recipe) -> None:
     for regulariser in recipe.regularisers:
         check_choice("regularisers", regulariser.name, REGULARISERS)
     for task, number in recipe.dev_batches.items():
+        check(task in recipe.tasks, "dev_batches", "of tasks of the recipe", task)
         check(number >= 1, f"dev_batches.{task}", "at least 1", number)
     check(len(recipe.stages) > 0, "stages", "at least one", recipe.stages)
     for number, stage in enumerate(recipe.stages):
@@ -291,6 +283,9 @@ def _check(recipe: Recipe) -> None:
         valid = is_count(num_batches, 1) if counted else num_batches is None
         rule = "a whole number, with epoch=batches alone"
         check(valid, f"{where}.sampling.num_batches", rule, num_batches)
+        for task in (*stage.losses, *stage.min_label):
+            rule = "losses and min_label of tasks of the recipe"
+            check(task in recipe.tasks, where, rule, task)
         for task in stage.tasks or recipe.tasks:
             check(task in recipe.tasks, f"{where}.tasks", "tasks of the recipe", task)
             loss = stage.losses.get(task, recipe.losses[task])

@@ -40,17 +40,17 @@ def void_stages(recipe: Recipe) -> dict[int, str]:
     return {number: reason for number, reason in enumerate(reasons) if reason}
 
 
-def check_not_void(recipe: Recipe, original: Recipe) -> None:
-    """Refuses methods that do nothing, unless it is so in the recipe as it was found.
+def check_not_void(recipe: Recipe, original: Recipe | None) -> None:
+    """Refuses methods that do nothing, unless it is so in the recipe of a report.
 
     Args:
         recipe: with what was set.
-        original: without it.
+        original: without it; None for a recipe of the user's own.
 
     Raises:
         RecipeError: a stage's method does nothing.
     """
-    known = void_stages(original)
+    known = {} if original is None else void_stages(original)
     for number, reason in void_stages(recipe).items():
         if number not in known:
             raise RecipeError(

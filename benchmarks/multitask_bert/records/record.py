@@ -6,7 +6,7 @@ import csv
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from io import StringIO
 from pathlib import Path
@@ -34,10 +34,14 @@ class Record:
 
     Args:
         folder: made when the first file is written.
+        listener: is called with every event once it is in ``metrics.jsonl``.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(
+        self, folder: Path, listener: Callable[[Mapping[str, Any]], None] | None = None
+    ) -> None:
         self.folder = folder
+        self._listener = listener
 
     @property
     def exists(self) -> bool:
@@ -89,6 +93,8 @@ class Record:
             self.folder.mkdir(parents=True, exist_ok=True)
             with path.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(event) + "\n")
+            if self._listener is not None:
+                self._listener(event)
         except OSError as error:
             raise WriteError(path, error) from error
 

@@ -7,15 +7,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
-
-from tqdm import tqdm
 
 from benchmarks.multitask_bert.batches.tokenized import TokenizedSplit
 from benchmarks.multitask_bert.batches.tokens import Batch
 from benchmarks.multitask_bert.model.multitask import MultiTaskModel
 from benchmarks.multitask_bert.recipes.recipe import Stage
 from benchmarks.multitask_bert.records.record import Record, RecordError
+from benchmarks.multitask_bert.training.bar import Bar
 from benchmarks.multitask_bert.training.checkpoint import (
     PREVIOUS,
     STATE,
@@ -75,7 +73,7 @@ class Training:
     def __init__(self, plan: Plan) -> None:
         forget_peak(plan.device)
         self.plan = plan
-        self.record = Record(plan.folder)
+        self.record = Record(plan.folder, plan.listener)
         self._origin = Origin.of(plan.recipe.to_dict(), plan.seed)
         self._parts = Parts(plan)
         self._layers = self._parts.layers()
@@ -118,7 +116,7 @@ class Training:
             self.load()
         if not processes.is_first:
             return
-        if not (goes_on and record.exists):
+        if not (goes_on and record.exists) or self._is_longer_now():
             record.write_json("config.json", self.plan.config)
         if not goes_on:
             record.truncate(0)
@@ -126,18 +124,17 @@ class Training:
                 record.append(event)
         record.write_json("environment.json", environment(self.plan.device))
         if told := self._parts.about_kept():
-            tqdm.write(told)
+            print(told)
 
     def finish(self, interrupted: Callable[[], bool]) -> bool:
         """Goes through the epochs that are left."""
         plan, progress = self.plan, self.progress
         sizes = {task: len(split) for (task, name), split in self.splits.items() if name == "train"}
-        with tqdm(
-            total=total_steps(plan.recipe, sizes, plan.scale, plan.max_steps),
-            initial=progress.step,
-            desc=f"{plan.recipe.id} seed {plan.seed}",
-            unit="step",
-            disable=None if plan.processes.is_first else True,
+        with Bar(
+            f"{plan.recipe.id} seed {plan.seed}",
+            total_steps(plan.recipe, sizes, plan.scale, plan.max_steps),
+            progress.step,
+            is_shown=plan.processes.is_first,
         ) as bar:
             while progress.stage < len(plan.recipe.stages):
                 stage = plan.recipe.stages[progress.stage]
@@ -145,14 +142,26 @@ class Training:
                     if not self._train_epoch(stage, bar, interrupted):
                         self.save()
                         return False
-                    self._selection.evaluate_epoch(progress)
-                    progress.epoch += 1
+                    self._evaluate()
+                    # At the limit the epoch may have an end yet to come: with a larger one.
+                    progress.epoch += not self._is_at_limit()
                     self.save()
                 self._parts.end_stage()
         self._selection.end(progress)
         if plan.processes.is_first:
             (self.record.folder / PREVIOUS).unlink(missing_ok=True)
         return True
+
+    def _evaluate(self) -> None:
+        """Takes dev metrics, once a step."""
+        if self.progress.evaluated_step != self.progress.step:
+            self._selection.evaluate(self.progress)
+            self.progress.evaluated_step = self.progress.step
+
+    def _is_longer_now(self) -> bool:
+        """Tells whether the run has another number of steps than when it began."""
+        before = self.record.read_json("config.json").get("max_steps")
+        return bool(before != self.plan.config.get("max_steps"))
 
     def save(self) -> None:
         """Writes the state from which :meth:`load` goes on exactly."""
@@ -205,7 +214,7 @@ class Training:
                 self.record.check_metrics(num_bytes, digest)
                 self.record.truncate(num_bytes)
 
-    def _train_epoch(self, stage: Stage, bar: Any, interrupted: Callable[[], bool]) -> bool:
+    def _train_epoch(self, stage: Stage, bar: Bar, interrupted: Callable[[], bool]) -> bool:
         """The steps that are left of an epoch; ``False`` when interrupted before its end."""
         progress, steps, processes = self.progress, self._parts.steps, self.plan.processes
         steps.begin_epoch(progress.epoch)
@@ -237,7 +246,12 @@ class Training:
                 if processes.is_first:
                     event = train_event(progress, losses, steps.optimizer.diagnostics.summary())
                     self.record.append(event)
-                    bar.set_postfix(shown(event), refresh=False)
+                    bar.show(shown(event))
+            if self.plan.eval_every and progress.step % self.plan.eval_every == 0:
+                clock()
+                self._evaluate()
+                self.save()
+                started = time.perf_counter()
         clock()
         return True
 

@@ -37,10 +37,12 @@ class Plan:
         make_encoder: a fresh encoder and its tokenizer.
         folder: the run folder.
         max_steps: optimizer steps in all, whatever the epochs.
+        eval_every: steps between two evaluations within an epoch, if there are any.
         scale: by which every epoch of every stage is shortened.
         tokenized: splits already tokenized, shared by the runs of one command.
         kept: outputs of frozen layers, shared by the runs of one command.
         config: what ``config.json`` says besides.
+        listener: is called with every event that is recorded.
         processes: that run it together.
     """
 
@@ -52,10 +54,12 @@ class Plan:
     device: torch.device
     precision: str = "fp32"
     max_steps: int | None = None
+    eval_every: int | None = None
     scale: float = 1.0
     tokenized: dict[tuple[str, str, str, int], TokenizedSplit] = field(default_factory=dict)
     kept: KeptOutputs = field(default_factory=KeptOutputs)
     config: Mapping[str, Any] = field(default_factory=dict)
+    listener: Callable[[Mapping[str, Any]], None] | None = None
     processes: Processes = ALONE
 
     def tokenize(self, task: str, split: str, tokenizer: Tokenizer) -> TokenizedSplit:

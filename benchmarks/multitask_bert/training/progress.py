@@ -25,7 +25,8 @@ class Progress:
     eval_samples: int = 0
     best_score: float | None = None
     best_epoch: int = 0
-    num_epochs: int = 0  # over all stages
+    num_epochs: int = 0  # over all stages, begun when last evaluated
+    evaluated_step: int = 0
     best_metrics: dict[str, float] = field(default_factory=dict)
     best_legacy: dict[str, dict[str, float]] = field(default_factory=dict)
 

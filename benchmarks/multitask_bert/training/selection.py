@@ -1,4 +1,4 @@
-"""Dev metrics at the end of an epoch, and the model that they keep."""
+"""Dev metrics after an epoch or between, and the model that they keep."""
 
 from __future__ import annotations
 
@@ -52,27 +52,28 @@ class Selection:
     ) -> None:
         self.plan, self.model, self.origin = plan, model, origin
         self.splits = splits
-        self.record = Record(plan.folder)
+        self.record = Record(plan.folder, plan.listener)
 
     @property
     def _path(self) -> Path:
         return self.plan.folder / "model.safetensors"
 
-    def evaluate_epoch(self, progress: Progress) -> None:
-        """Dev metrics at the end of an epoch; keeps the model if it is the best so far."""
+    def evaluate(self, progress: Progress) -> None:
+        """Takes dev metrics; keeps the model if it is the best so far."""
         recipe, is_first = self.plan.recipe, self.plan.processes.is_first
         started = time.perf_counter()
         found = {task: self._evaluate(task, recipe.dev_batches.get(task)) for task in recipe.tasks}
         seconds = time.perf_counter() - started
         progress.eval_seconds += seconds
         progress.eval_samples += num_samples_of(found)
-        progress.num_epochs += 1
+        done = sum(stage.epochs for stage in recipe.stages[: progress.stage])
+        progress.num_epochs = done + progress.epoch + 1
         metrics = metrics_of(found)
         mean = overall_mean(metrics)
         scores = {
             "mean": mean,
             "normalised": overall_normalised(metrics),
-            "last": float(progress.num_epochs),
+            "last": float(progress.step),
             **metrics,
         }
         score = scores[recipe.selection]
@@ -99,7 +100,7 @@ class Selection:
         """Records the kept model's metrics; a run without a step is evaluated once."""
         recipe, processes = self.plan.recipe, self.plan.processes
         if not progress.best_metrics:
-            self.evaluate_epoch(progress)
+            self.evaluate(progress)
         if recipe.dev_batches:
             if processes.is_first:
                 load_model(self._path, self.model, self.origin)

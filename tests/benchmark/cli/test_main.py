@@ -133,7 +133,15 @@ def test_list(call):
         assert line.endswith(recipe.description)
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["list"]])
+def test_list_of_some_and_of_fields(call):
+    assert len(call("list", "method/*").out.splitlines()) > 5
+    assert_refused(call("list", "method/*", "--json"), "must name one recipe")
+    found = call("list", "--fields")
+    assert found.status == 0
+    assert "--set pooling=mean\n    which vector is the embedding: pooler, cls, mean" in found.out
+
+
+@pytest.mark.parametrize("command", [[], ["run"], ["report"], ["list"], ["evaluate"]])
 def test_help(call, command):
     found = call(*command, "--help")
     assert (found.status, found.err) == (0, "")
@@ -145,6 +153,7 @@ def test_help_of_run_names_every_option(call):
     for option in (
         *("--data", "--encoder", "--seeds", "--epochs", "--max-steps", "--set", "--device"),
         *("--precision", "--out", "--resume", "FIELD=VALUE", "synthetic"),
+        *("--recipe", "--eval-every", "--tensorboard", "--fields"),
     ):
         assert option in found.out
 
@@ -311,7 +320,8 @@ def test_an_unfinished_run_is_not_overwritten(call):
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["--max-steps", "5"], "max_steps"),
+        (["--max-steps", "3"], "max_steps"),
+        (["--eval-every", "2"], "deviations"),
         (["--set", "lr=1e-4"], "recipe"),
         (["--epochs", "1"], "recipe"),
         (["--precision", "bf16"], "precision"),
@@ -359,6 +369,68 @@ def test_frozen_layers_are_a_deviation_and_memory_is_none(call):
     assert call("report", "runs").status == 0
     assert "frozen_layers set to 1 (recipe: 0)" in Path("runs/report.md").read_text()
     assert call("predict", str(run_folder("runs")), "--split", "dev").status == 0
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_larger_number_of_steps_is_gone_on_to(call):
+    arguments = ("run", PCGRAD, "--set", "batch_size=8", "--max-steps")
+    assert call(*arguments, "2").status == 0
+    before = files_of(Path("runs"))
+    assert_refused(call(*arguments, "4"), "one of 2", "add --resume")
+    assert files_of(Path("runs")) == before
+    state = run_folder("runs") / "state" / "state.pt"
+    content = state.read_bytes()
+    state.unlink()
+    assert_refused(call(*arguments, "4", "--resume"), "state.pt", "found none")
+    state.write_bytes(content)
+    found = call(*arguments, "4", "--resume")
+    assert found.status == 0
+    assert "step 4" in found.out
+    assert read_json(run_folder("runs") / "config.json")["max_steps"] == 4
+    assert call(*arguments, "4", "--out", "alone").status == 0
+    assert outcome(run_folder("runs"))["weights"] == outcome(run_folder("alone"))["weights"]
+    assert "complete" in call(*arguments, "4", "--resume").out
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_metrics_after_every_few_steps(call):
+    assert call("run", PCGRAD, *QUICK, "--eval-every", "3").status == 0
+    events = list(Record(run_folder("runs")).events())
+    assert [event["step"] for event in events if event["event"] == "dev"] == [3, 4]
+    deviations = read_json(run_folder("runs") / "config.json")["deviations"]
+    assert "dev metrics after every 3 steps, too" in deviations
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_batch_that_is_all_there_is(call):
+    found = call("run", PCGRAD, "--max-steps", "1", "--set", "batch_size.sst=41")
+    (note,) = (line for line in found.out.splitlines() if line.startswith("note: "))
+    assert "batch_size.sst is 41, and the data have 40 examples" in note
+    found = call("run", PCGRAD, "--max-steps", "1", "--set", "batch_size=40", "--out", "again")
+    assert "note: " not in found.out
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_a_recipe_of_ones_own(call):
+    fields = json.loads(call("list", PCGRAD, "--json").out)
+    assert Recipe.from_dict(fields) == find(PCGRAD)
+    Path("mine.json").write_text(json.dumps({**fields, "id": "mine/first", "grad_clip": 2.0}))
+    assert call("run", "--recipe", "mine.json", *QUICK).status == 0
+    assert [path.name for path in Path("runs").iterdir()] == ["mine"]
+    config = read_json(run_folder("runs", "mine/first") / "config.json")
+    assert config["recipe"]["grad_clip"] == 2.0
+    assert call("report", "runs").status == 0
+    assert "mine/first" in Path("runs/report.md").read_text(encoding="utf-8")
+    fields["stages"][0]["sampling"]["name"] = "round-robin"
+    Path("mine.json").write_text(json.dumps({**fields, "id": "mine/void"}))
+    assert_refused(call("run", "--recipe", "mine.json"), "one that does something here")
+    assert_refused(call("run", "--recipe", "none.json"), "none.json")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("tensorboard") is not None, reason="it is installed")
+def test_tensorboard_that_is_not_installed(call, empty_folder):
+    assert_refused(call("run", PCGRAD, *QUICK, "--tensorboard"), "pip install")
+    assert not list(empty_folder.iterdir())
 
 
 def forget_the_end(folder: Path) -> None:

@@ -78,6 +78,13 @@ def test_a_factor_keeps_the_proportions_of_the_stages():
     ("setting", "found"),
     [
         ("poling=mean", "did you mean pooling"),
+        ("learning_rate=1e-4", "did you mean lr? see `list --fields`"),
+        ("batchsize=16", "did you mean batch_size?"),
+        ("stages.0.learning-rate=1e-4", "did you mean lr?"),
+        ("seed=5", "did you mean the option --seed?"),
+        ("xyzzy=5", "losses, stages, pooling"),
+        ("dev_batches.cfimdb=5", "dev_batches must be of tasks of the recipe, got 'cfimdb'"),
+        ("min_label.sts=high", "must be of type float"),
         ("pooling", "no '='"),
         ("pooling=median", "'median'"),
         ("head_dropout=1.5", "1.5"),
@@ -170,10 +177,23 @@ def test_a_recipe_without_options_is_written_as_before_there_were_any():
 
 
 def test_a_dictionary_of_another_form_is_refused():
+    for name in ("pairs", "stages"):
+        fields = GENERAL.to_dict()
+        del fields[name]
+        with pytest.raises(RecipeError, match=name):
+            Recipe.from_dict(fields)
+
+
+def test_fields_with_defaults_may_be_left_out():
     fields = GENERAL.to_dict()
-    del fields["stages"][0]["sampling"]
-    with pytest.raises(RecipeError, match="sampling"):
-        Recipe.from_dict(fields)
+    for name in ("pooling", "betas", "regularisers", "dev_batches"):
+        del fields[name]
+    (stage,) = fields["stages"]
+    for name in ("sampling", "tasks", "weighting"):
+        del stage[name]
+    for head in fields["heads"].values():
+        head.clear()
+    assert Recipe.from_dict(fields) == GENERAL
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
 import shutil
 from pathlib import Path
 
 import pytest
 
 from benchmarks.multitask_bert.__main__ import main
+from benchmarks.multitask_bert.records.record import Record
 from benchmarks.multitask_bert.tasks import TASKS
 from benchmarks.multitask_bert.training.predictions import prediction_file
 
@@ -64,8 +66,8 @@ def test_one_split(finished, tmp_path):
     ]
 
 
-def write_data(folder: Path, without: str) -> Path:
-    """Writes dev and test files of three rows for the run's tasks, but for one file."""
+def write_data(folder: Path, *without: str) -> Path:
+    """Writes dev and test files of three rows for the run's tasks, but for some."""
     folder.mkdir()
     rows = {
         "sst": "\tid\tsentence\tsentiment\n" + "".join(f"{n}\ts{n}\tgood\t3\n" for n in range(3)),
@@ -74,38 +76,70 @@ def write_data(folder: Path, without: str) -> Path:
     }
     for task, text in rows.items():
         for split in ("dev", "test"):
-            if (name := TASKS[task].files[split]) != without:
+            if (name := TASKS[task].files[split]) not in without:
                 (folder / name).write_text(text, encoding="utf-8")
     return folder
 
 
-def test_a_test_file_that_is_not_there_is_left_out_and_named(finished, tmp_path, capsys):
-    data = write_data(tmp_path / "data", without="quora-test-student.csv")
+def test_a_file_that_is_not_there_is_left_out_and_named(finished, tmp_path, capsys):
+    data = write_data(tmp_path / "data", "quora-test-student.csv", "sts-dev.csv")
     arguments = ["predict", str(finished), "--data", str(data), "--out"]
     assert main([*arguments, str(tmp_path / "both")]) == 0
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(data / "quora-test-student.csv") in line
-    assert "--split dev" in line
-    names = ["para-dev", "sst-dev", "sst-test", "sts-dev", "sts-test"]
+    lines = capsys.readouterr().err.splitlines()
+    absent = [data / "quora-test-student.csv", data / "sts-dev.csv"]
+    assert lines == [f"left out: {path} is not there" for path in absent]
+    names = ["para-dev", "sst-dev", "sst-test", "sts-test"]
     found = sorted(path.name for path in (tmp_path / "both").iterdir())
     assert found == [f"{name}-output.csv" for name in names]
-    assert main([*arguments, str(tmp_path / "dev"), "--split", "dev"]) == 0
+    assert main([*arguments, str(tmp_path / "some"), "--split", "test", "--tasks", "sts,sst"]) == 0
     assert not capsys.readouterr().err
-    for path in (tmp_path / "dev").iterdir():
+    assert len(list((tmp_path / "some").iterdir())) == 2
+    for path in (tmp_path / "some").iterdir():
         assert path.read_bytes() == (tmp_path / "both" / path.name).read_bytes()
-    assert main([*arguments, str(tmp_path / "test"), "--split", "test"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert str(data / "quora-test-student.csv") in line
-    assert not (tmp_path / "test").exists()
 
 
-def test_a_dev_file_that_is_not_there_is_refused(finished, tmp_path, capsys):
-    data = write_data(tmp_path / "data", without="quora-dev.csv")
-    out = tmp_path / "out"
-    assert main(["predict", str(finished), "--data", str(data), "--out", str(out)]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert "quora-dev.csv" in line
-    assert not out.exists()
+def test_the_folder_of_several_runs(finished, tmp_path, capsys):
+    """Each gets its hand-in files where nothing else is."""
+    out = tmp_path / "runs"
+    for seed in (1, 2):
+        shutil.copytree(finished, out / f"seed-{seed}")
+    before = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    data = write_data(tmp_path / "data")
+    assert main(["predict", str(out), "--data", str(data)]) == 0
+    written = [Path(line) for line in capsys.readouterr().out.splitlines()]
+    assert {path.parent for path in written} == {out / f"seed-{n}" / "hand-in" for n in (1, 2)}
+    assert len(written) == 12
+    assert {path: path.read_bytes() for path in before} == before
+    arguments = ["predict", str(out), "--data", str(data), "--out", str(tmp_path / "there")]
+    assert main(arguments) == 0
+    for path in written:
+        again = tmp_path / "there" / path.relative_to(out).parts[0] / path.name
+        assert again.read_bytes() == path.read_bytes()
+
+
+def test_metrics_on_labelled_rows(finished, tmp_path, capsys):
+    """Those of the dev split are the run's own; test files are read with their labels."""
+    assert main(["evaluate", str(finished)]) == 0
+    head, *lines = capsys.readouterr().out.splitlines()
+    assert head == f"{finished}, dev rows of synthetic:"
+    (*_, end) = Record(finished).events()
+    for task, line in zip(("sst", "quora", "sts"), lines, strict=True):
+        kind = "Pearson r" if task == "sts" else "accuracy"
+        assert f"{TASKS[task].title} {kind} {end['metrics'][task]:.3f}, 95 % interval" in line
+        low, high = map(float, re.search(r"interval (\S+) to (\S+) \(", line).groups())
+        assert low <= end["metrics"][task] <= high
+    data = write_data(tmp_path / "data", "quora-test-student.csv")
+    arguments = ["evaluate", str(finished), "--data", str(data), "--split", "test"]
+    assert main(arguments) == 0
+    found = capsys.readouterr()
+    assert "(3 examples; constant predictor 1.000)" in found.out
+    assert found.err == f"left out: {data / 'quora-test-student.csv'} is not there\n"
+    assert main([*arguments, "--tasks", "quora"]) == 2
+    assert "must have one of quora-test-student.csv" in capsys.readouterr().err
+    assert main([*arguments, "--tasks", "cfimdb"]) == 2
+    assert "must be of the run's sst, quora, sts, got 'cfimdb'" in capsys.readouterr().err
+    assert main(["evaluate", str(finished), "--split", "test"]) == 2
+    assert "must have labels, found none in its test split" in capsys.readouterr().err
 
 
 def test_what_is_refused(finished, tmp_path, capsys):
@@ -123,5 +157,9 @@ def test_what_is_refused(finished, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["predict", str(finished), "--data", str(tmp_path), "--out", str(out)]) == 2
     (line,) = capsys.readouterr().err.splitlines()
-    assert "ids-sst-dev.csv" in line
+    assert "must have one of ids-sst-dev.csv, " in line
     assert not out.exists()
+    assert main(["predict", str(finished), "--data", str(tmp_path / "no"), "--out", str(out)]) == 2
+    assert "must be a folder with the data files, found none" in capsys.readouterr().err
+    assert main(["predict", str(finished.parents[1] / "nothing")]) == 2
+    assert "must be the folder of a complete run, found none" in capsys.readouterr().err

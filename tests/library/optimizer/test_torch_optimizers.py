@@ -323,6 +323,7 @@ def scheduled(one, gather, model, given, scheduler, num_steps):
 
 @every_wrapper
 @pytest.mark.parametrize("scheduler", SCHEDULERS)
+@pytest.mark.filterwarnings("ignore:The epoch parameter")  # SequentialLR's own, of older torch
 def test_a_scheduler_of_torch(wrapper, scheduler):
     model, optimizer, alone, bare = both(CALLING["SGD"], wrapper)
     of_ours, of_bare = (SCHEDULERS[scheduler](one) for one in (optimizer, bare))

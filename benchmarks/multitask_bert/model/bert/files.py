@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from huggingface_hub import snapshot_download
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 SHARDS = "model.safetensors.index.json"  # which of several files holds which weights
+_SHARD = "model-*-of-*.safetensors"
+PICKLE = "pytorch_model.bin"
 TOKENIZER = "tokenizer.json"
 VOCABULARY = "vocab.txt"
 TOKENIZER_CONFIG = "tokenizer_config.json"
@@ -41,29 +44,38 @@ def find(source: str) -> Path:
                 f"{source} is a file: give the folder that holds {CONFIG} and {WEIGHTS}"
             )
         folder = _fetch(source)
-    if not (folder / WEIGHTS).is_file() and (folder / "pytorch_model.bin").is_file():
+    if not has_weights(folder) and (folder / PICKLE).is_file():
         raise CheckpointError(
-            f"{folder} has pytorch_model.bin but no {WEIGHTS}: a pickle can run code when read, "
-            f"so it is not loaded; if you trust it, convert it with transformers: "
-            f"BertModel.from_pretrained(folder).save_pretrained(folder)"
+            f"{folder} has {PICKLE} but no {WEIGHTS}: a pickle can run code when read, so it "
+            f"is not loaded; this command converts it and runs none of it: {_conversion(folder)}"
         )
-    if not (folder / WEIGHTS).is_file() and (folder / SHARDS).is_file():
+    if not (folder / CONFIG).is_file() or not has_weights(folder):
+        name = WEIGHTS if (folder / CONFIG).is_file() else CONFIG
         raise CheckpointError(
-            f"{folder} has no {WEIGHTS}, but weights in shards ({SHARDS}), which are not read: "
-            f"make one file of them with transformers: BertModel.from_pretrained(folder)"
-            f".save_pretrained(folder, max_shard_size='100GB')"
+            f"{folder} has no {name}: give a folder or hub model in BERT format "
+            f"({CONFIG}, {WEIGHTS}, {TOKENIZER} or {VOCABULARY})"
         )
-    for name in (CONFIG, WEIGHTS):
-        if not (folder / name).is_file():
-            raise CheckpointError(
-                f"{folder} has no {name}: give a folder or hub model in BERT format "
-                f"({CONFIG}, {WEIGHTS}, {TOKENIZER} or {VOCABULARY})"
-            )
     return folder
 
 
+def has_weights(folder: Path) -> bool:
+    """Tells whether a folder has weights, in one file or in several."""
+    return any((folder / name).is_file() for name in (WEIGHTS, SHARDS))
+
+
+def _conversion(folder: Path) -> str:
+    """Returns the command that makes safetensors of a pickle with torch's reader of tensors."""
+    program = (
+        "import sys, torch; from safetensors.torch import save_file; "
+        f"read = torch.load(sys.argv[1] + '/{PICKLE}', map_location='cpu', weights_only=True); "
+        "save_file({name: tensor.clone() for name, tensor in read.items()}, "
+        f"sys.argv[1] + '/{WEIGHTS}')"
+    )
+    return f'python -c "{program}" {shlex.quote(str(folder))}'
+
+
 def _fetch(name: str) -> Path:
-    wanted = [CONFIG, WEIGHTS, SHARDS, TOKENIZER, VOCABULARY, TOKENIZER_CONFIG]
+    wanted = [CONFIG, WEIGHTS, SHARDS, _SHARD, TOKENIZER, VOCABULARY, TOKENIZER_CONFIG]
     try:
         return Path(snapshot_download(name, allow_patterns=wanted))
     except Exception as error:  # its own, httpx's and the OS's, which share no narrower base

@@ -1,9 +1,9 @@
 """A BERT-format checkpoint, from a folder or from the Hugging Face hub, to our encoder.
 
-Such a checkpoint is three things: sizes (``config.json``), weights (``model.safetensors``) and a
-tokenizer (``tokenizer.json``, or ``vocab.txt`` with ``tokenizer_config.json``). Nothing is
-unpickled, no file names another one, and no memory is taken for tensors that the file of weights
-does not have.
+Such a checkpoint is three things: sizes (``config.json``), weights (``model.safetensors``, or
+several files and ``model.safetensors.index.json``) and a tokenizer (``tokenizer.json``, or
+``vocab.txt`` with ``tokenizer_config.json``). Nothing is unpickled, no file leads out of the
+folder, and no memory is taken for tensors that the files of weights do not have.
 """
 
 from __future__ import annotations
@@ -12,16 +12,14 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from torch import Tensor
 
 from benchmarks.multitask_bert.model.bert.files import (
     CONFIG,
-    WEIGHTS,
     CheckpointError,
     find,
     read_json,
@@ -29,6 +27,7 @@ from benchmarks.multitask_bert.model.bert.files import (
     summary,
 )
 from benchmarks.multitask_bert.model.bert.names import to_bert_names
+from benchmarks.multitask_bert.model.bert.shards import Weights, weight_files
 from benchmarks.multitask_bert.model.bert.tokenizer import read_tokenizer
 from benchmarks.multitask_bert.model.encoder import EncoderConfig, MinBert
 
@@ -93,7 +92,7 @@ def load_encoder(
     if attention_dropout is not None:
         config = replace(config, attention_dropout=attention_dropout)
     tokenizer = read_tokenizer(folder, config.vocab_size)
-    return _read_weights(folder / WEIGHTS, config), tokenizer
+    return _read_weights(weight_files(folder), config), tokenizer
 
 
 def _read_config(path: Path) -> EncoderConfig:
@@ -120,20 +119,21 @@ def _read_config(path: Path) -> EncoderConfig:
         raise CheckpointError(f"{path}: {message}") from error
 
 
-def _read_weights(path: Path, config: EncoderConfig) -> MinBert:
+def _read_weights(paths: list[Path], config: EncoderConfig) -> MinBert:
     # Shapes come from a model without storage, so that a file that does not fit costs nothing, and
     # each tensor is then copied straight from the mapped file into its place.
+    path = paths[0] if len(paths) == 1 else paths[0].parent
     try:
-        with safe_open(path, framework="pt") as file:
-            _check_layers(path, config, len(file.keys()))
+        with Weights(paths) as weights:
+            _check_layers(path, config, len(weights.names))
             with torch.device("meta"):
                 encoder = MinBert(config)
             expected = to_bert_names(dict(encoder.named_parameters()))
-            stored = _match(path, file, expected)
+            stored = _match(path, weights, expected)
             encoder.to_empty(device="cpu")
             targets = to_bert_names({name: p.detach() for name, p in encoder.named_parameters()})
             for name, target in targets.items():
-                target.copy_(file.get_tensor(stored[name]))
+                target.copy_(weights.tensor(stored[name]))
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
             f"{path} is not readable as safetensors ({summary(error)}): fetch the file again"
@@ -151,11 +151,11 @@ def _check_layers(path: Path, config: EncoderConfig, num_tensors: int) -> None:
         )
 
 
-def _match(path: Path, file: Any, expected: Mapping[str, Tensor]) -> dict[str, str]:
-    """Return the file's own name of every expected tensor, or say what does not fit."""
+def _match(path: Path, weights: Weights, expected: Mapping[str, Tensor]) -> dict[str, str]:
+    """Return the files' own name of every expected tensor, or say what does not fit."""
     stored: dict[str, str] = {}
     left_over, twice, shape, dtype = [], [], [], []
-    for own_name in file.keys():  # noqa: SIM118 (a file handle, not a mapping)
+    for own_name in weights.names:
         name = own_name.removeprefix("bert.")
         name = re.sub(r"\bLayerNorm\.gamma$", "LayerNorm.weight", name)
         name = re.sub(r"\bLayerNorm\.beta$", "LayerNorm.bias", name)
@@ -167,11 +167,11 @@ def _match(path: Path, file: Any, expected: Mapping[str, Tensor]) -> dict[str, s
         if name in stored:
             twice.append(f"{stored[name]} = {own_name}")
         stored[name] = own_name
-        tensor = file.get_slice(own_name)
-        if tensor.get_shape() != list(expected[name].shape):
-            shape.append(f"{own_name} {tensor.get_shape()} for {list(expected[name].shape)}")
-        elif tensor.get_dtype() not in _FLOATS:
-            dtype.append(f"{own_name} {tensor.get_dtype()}")
+        sizes, kind = weights.form(own_name)
+        if sizes != list(expected[name].shape):
+            shape.append(f"{own_name} {sizes} for {list(expected[name].shape)}")
+        elif kind not in _FLOATS:
+            dtype.append(f"{own_name} {kind}")
     problems = {
         "missing": [name for name in expected if name not in stored],
         "left over": left_over,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shlex
 import shutil
 import subprocess
 import sys
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from transformers import BertModel
 
@@ -17,27 +20,57 @@ from tests.benchmark.model.bert.checkpoints import assert_holds, refusal
 from tests.paths import ROOT
 
 
-def test_a_pickle_is_refused_with_the_remedy(folder):
+def test_a_pickle_is_refused_with_a_command_that_converts_it(original, folder):
+    tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
-    (folder / "pytorch_model.bin").write_bytes(b"never read")
+    # As BertForPreTraining has it: a name twice for the same memory, and names of old.
+    old = {name.replace("LayerNorm.weight", "LayerNorm.gamma"): t for name, t in tensors.items()}
+    words = old["embeddings.word_embeddings.weight"]
+    torch.save(old | {"cls.predictions.decoder.weight": words}, folder / "pytorch_model.bin")
     message = refusal(folder)
     assert f"{folder} has pytorch_model.bin but no model.safetensors" in message
-    assert "save_pretrained" in message
+    command = message.partition("runs none of it: ")[2]
+    assert command.startswith("python -c ")
+    command = command.replace("python", shlex.quote(sys.executable), 1)
+    subprocess.run(command, shell=True, check=True, capture_output=True)
+    encoder, _ = load_encoder(str(folder))
+    assert_holds(encoder, load_file(original / "model.safetensors"))
 
 
-def test_weights_in_shards_are_refused_with_a_remedy_that_helps(original, tmp_path):
-    sharded = tmp_path / "sharded"
-    reference = BertModel.from_pretrained(original)
-    reference.save_pretrained(sharded, max_shard_size="2KB")
-    shutil.copy(original / "vocab.txt", sharded)
-    assert len(list(sharded.glob("model-*-of-*.safetensors"))) > 1
-    message = refusal(sharded)
-    assert f"{sharded} has no model.safetensors, but weights in shards (" in message
-    remedy = "BertModel.from_pretrained(folder).save_pretrained(folder, max_shard_size='100GB')"
-    assert message.endswith(remedy)
-    exec(remedy, {"BertModel": BertModel, "folder": sharded})
+@pytest.fixture
+def sharded(original, tmp_path):
+    folder = tmp_path / "sharded"
+    BertModel.from_pretrained(original).save_pretrained(folder, max_shard_size="2KB")
+    shutil.copy(original / "vocab.txt", folder)
+    assert len(list(folder.glob("model-*-of-*.safetensors"))) > 1
+    return folder
+
+
+def test_weights_in_shards_are_those_in_one_file(original, sharded):
     encoder, _ = load_encoder(str(sharded))
     assert_holds(encoder, load_file(original / "model.safetensors"))
+
+
+def test_a_shard_that_is_missing_damaged_or_there_twice_is_named(sharded):
+    first, second, *_ = sorted(sharded.glob("model-*-of-*.safetensors"))
+    content = first.read_bytes()
+    first.unlink()
+    assert f"{sharded} has no {first.name}, which " in refusal(sharded)
+    first.write_bytes(content[:-1])
+    assert "is not readable as safetensors" in refusal(sharded)
+    first.write_bytes(second.read_bytes())
+    message = refusal(sharded)
+    assert "stored twice" in message
+    assert "missing" in message
+
+
+@pytest.mark.parametrize(
+    "index",
+    [{}, {"weight_map": {}}, {"weight_map": ["a"]}, {"weight_map": {"a": "../up.safetensors"}}],
+)
+def test_an_index_that_names_no_files_of_the_folder_is_refused(sharded, index):
+    (sharded / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "weight_map must name safetensors files of this folder" in refusal(sharded)
 
 
 @pytest.mark.parametrize("name", ["config.json", "model.safetensors"])
@@ -61,7 +94,8 @@ def test_the_hub_is_asked_for_the_files_of_a_checkpoint_only(original, monkeypat
     monkeypatch.setattr(bert_files, "snapshot_download", download)
     encoder, _ = load_encoder("somebody/some-bert")
     assert_holds(encoder, load_file(original / "model.safetensors"))
-    files = ["config.json", "model.safetensors", "model.safetensors.index.json"]
+    files = ["config.json", "model-*-of-*.safetensors"]
+    files += ["model.safetensors", "model.safetensors.index.json"]
     files += ["tokenizer.json", "tokenizer_config.json", "vocab.txt"]
     assert asked == [("somebody/some-bert", files)]
 
