@@ -13,6 +13,7 @@ from functools import partial
 import torch
 import torchjd.aggregation as peers
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from torchjd.autogram import Engine
 from torchjd.autojac import backward, mtl_backward
 
@@ -20,7 +21,7 @@ from benchmarks.multitask_bert.page.markdown import table
 from benchmarks.speed.answers import checked
 from benchmarks.speed.measure import Action, interleaved
 from benchmarks.speed.methods import Method, Orders, Ours, TorchJD, loss_sum, pcgrad
-from benchmarks.speed.steps import count_flops, step_peak_bytes
+from benchmarks.speed.steps import step_peak_bytes
 from benchmarks.speed.workloads import Workload, make_control
 from gradsurgery import pcgrad_weights, projection_order
 
@@ -144,11 +145,13 @@ class Rows(_ByHand):
             grads = torch.autograd.grad(features, shared, seeds, is_grads_batched=True)
             self.rows = torch.cat([grad.flatten(1) for grad in grads], 1)
         else:
-            rows = [torch.autograd.grad(loss, shared, retain_graph=True) for loss in losses]
-            self.rows = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])
+            self.rows = torch.empty(len(losses), workload.num_shared, dtype=features.dtype)
+            for row, loss in zip(self.rows, losses, strict=True):
+                grads = torch.autograd.grad(loss, shared, retain_graph=True)
+                torch.cat([grad.flatten() for grad in grads], out=row)
 
     def surgery(self) -> None:
-        update = self.weights_of(self.rows @ self.rows.T) @ self.rows
+        (update,) = self.weights_of(self.rows @ self.rows.T)[None] @ self.rows
         shared = self.workload.shared()
         parts = update.split([parameter.numel() for parameter in shared])
         for parameter, part in zip(shared, parts, strict=True):
@@ -191,15 +194,18 @@ class LayerByLayer(_ByHand):
             hook.remove()
         torch.autograd.backward(losses, inputs=workload.separate(), retain_graph=True)
         outputs = [seen[layer][1] for layer in self.layers]
-        by_task = [torch.autograd.grad(loss, outputs, retain_graph=True) for loss in losses]
         parts = [
-            (layer, seen[layer][0], torch.stack(deltas))
-            for layer, deltas in zip(self.layers, zip(*by_task, strict=True), strict=True)
+            (layer, seen[layer][0], output.new_empty(len(losses), *output.shape))
+            for layer, output in zip(self.layers, outputs, strict=True)
         ]
+        for task, loss in enumerate(losses):
+            grads = torch.autograd.grad(loss, outputs, retain_graph=True)
+            for (_, _, deltas), grad in zip(parts, grads, strict=True):
+                deltas[task] = grad
         self.gram = torch.stack([_gram(inputs, deltas) for _, inputs, deltas in parts]).sum(0)
         weights = self.weights_of(self.gram)
         for layer, inputs, deltas in parts:
-            delta = (weights @ deltas.flatten(1)).view_as(deltas[0])
+            delta = (weights[None] @ deltas.flatten(1)).view_as(deltas[0])
             layer.weight.grad = delta.T @ inputs
             layer.bias.grad = delta.sum(0)
 
@@ -222,10 +228,20 @@ WAYS: Mapping[str, Callable[[Workload], Method]] = {
 }
 
 
+def count_flops(method: Method) -> int:
+    """Counts the FLOPs of a step's products of matrices: forward, backwards and surgery."""
+    aten = torch.ops.aten
+    in_place = dict.fromkeys((aten.addmm_, aten.baddbmm_), _product_flops)  # unknown to torch's
+    method.zero_grad()
+    with FlopCounterMode(display=False, custom_mapping=in_place) as counter:
+        method.backwards()
+        method.surgery()
+    method.zero_grad()
+    return int(counter.get_total_flops())
+
+
 def compare(sizes: Sequence[tuple[int, int, int]] = SIZES, *, rounds: int) -> list[str]:
     """Lines of a table: every way's FLOPs, time and peak memory beside those of the plain sum.
-
-    FLOPs are those of forward and backwards; surgery on rows, ``T² P + 2 T P``, is left out.
 
     Args:
         sizes: T, width and B of each network.
@@ -268,6 +284,12 @@ def compare(sizes: Sequence[tuple[int, int, int]] = SIZES, *, rounds: int) -> li
 def _repeat(method: Method, times: int) -> None:
     for _ in range(times):
         method()
+
+
+def _product_flops(
+    _: torch.Size, first: torch.Size, second: torch.Size, **__: object
+) -> int:  # [..., N, K], [..., K, M]
+    return 2 * first.numel() * second[-1]
 
 
 def _grad(loss: Tensor, features: Tensor) -> Tensor:
