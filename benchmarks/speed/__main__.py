@@ -1,4 +1,4 @@
-"""The command line: `table`, `kernels`, `capture`, `adamw`, `weights` and `trainer`."""
+"""The command line: `table`, `kernels`, `capture`, `shared`, `adamw`, `weights` and `trainer`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.multitask_bert.page.markdown import table as draw_table
-from benchmarks.speed import adamw, capture, frozen, kernels, table, trainer, weights
+from benchmarks.speed import adamw, capture, frozen, kernels, shared, table, trainer, weights
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Settings
 from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, make_bert
@@ -57,6 +57,7 @@ def _parser() -> argparse.ArgumentParser:
         ("table", _table, "the performance table: every target, measured and judged"),
         ("kernels", _kernels, "the parts of surgery over T and P: CSV and plot"),
         ("capture", _capture, "three ways to keep each task's gradient: time and memory"),
+        ("shared", _shared, "losses of one batch: FLOPs, time and memory, beside TorchJD's"),
         ("adamw", _adamw, "combining inside AdamW's update, and before it: time and memory"),
         ("weights", _weights, "every method's weights from a Gram matrix, beside TorchJD's"),
         (
@@ -71,7 +72,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default 7")
         sub.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs")
-        if name not in ("adamw", "trainer"):
+        if name not in ("adamw", "shared", "trainer"):
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         else:
             sub.set_defaults(device="cpu")
@@ -152,6 +153,12 @@ def _capture(options: argparse.Namespace) -> None:
     make = partial(make_bert, config, *sizes, device=options.device, seed=options.seed)
     print("\n".join(capture.compare(make, rounds=options.rounds)))
     print(describe(options.device, [f"3 × {sizes[0]} × {sizes[1]}", f"{options.rounds} rounds"]))
+
+
+def _shared(options: argparse.Namespace) -> None:
+    sizes = shared.QUICK if options.quick else shared.SIZES
+    print("\n".join(shared.compare(sizes, rounds=options.rounds)))
+    print(describe(options.device, [f"{options.rounds} rounds"]))
 
 
 def _adamw(options: argparse.Namespace) -> None:

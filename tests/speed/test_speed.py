@@ -28,6 +28,7 @@ from benchmarks.speed import (
     joint,
     kernels,
     launches,
+    shared,
     steps,
     surgery,
     table,
@@ -378,6 +379,49 @@ def test_capture_prints_its_table(capsys):
     assert main(["capture", "--quick", "--rounds", "1"]) == 0
     out = reported(capsys)
     assert all(way in out for way in capture.WAYS)
+
+
+def test_losses_of_one_batch_are_compared(capsys):
+    assert main(["shared", "--quick", "--rounds", "1"]) == 0
+    lines = [line.split("|") for line in reported(capsys).splitlines() if line.startswith("| 3,")]
+    cells = {line[2].strip(): [cell.strip() for cell in line[3:-1]] for line in lines}
+    assert list(cells) == list(shared.WAYS)
+    flops = {name: float(of_one[0]) for name, of_one in cells.items()}
+    one_pass = flops.pop("plain sum"), flops.pop("`LossSum`, `backward(losses)`")
+    assert one_pass == (1, 1)
+    ours = flops.pop("`PCGrad`, `backward(losses)`")
+    assert 1 < ours <= min(flops[name] for name in flops if name.startswith("TorchJD"))
+    for name, (_, time, ratio, peak, above) in cells.items():
+        assert float(time.removesuffix(" ms")) > 0
+        assert float(ratio.split()[0]) > 0
+        assert float(peak.removesuffix(" MB")) > 0
+        assert name == "plain sum" or above != ""
+
+
+def test_gram_matrices_layer_by_layer_are_those_of_the_rows():
+    found = []
+    for way in (shared.LayerByLayer, partial(shared.Rows, batched=False)):
+        workload = shared.make_shared(num_tasks=5, width=7, batch_size=3)
+        workload.trunk.double()
+        workload.heads.double()
+        workload.inputs = [one.double() for one in workload.inputs]
+        method = way(workload)
+        method.backwards()
+        gram = method.gram if way is shared.LayerByLayer else method.rows @ method.rows.T
+        method.surgery()
+        grads = [p.grad for p in (*workload.shared(), *workload.separate())]
+        found.append((gram, torch.cat([grad.flatten() for grad in grads])))
+    (gram, update), (expected_gram, expected) = found
+    assert gram.dtype == torch.float64
+    torch.testing.assert_close(gram, expected_gram, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(update, expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_layer_that_is_not_linear_has_no_gram_matrix_without_rows():
+    workload = shared.make_shared(num_tasks=2, width=4, batch_size=2)
+    workload.trunk.append(torch.nn.LayerNorm(4))
+    with pytest.raises(ValueError, match=r"trunk: must have linear layers .*, got '6'"):
+        shared.LayerByLayer(workload)
 
 
 def test_weights_are_compared(capsys):
