@@ -54,6 +54,10 @@ class GradientBuffer:
     def __post_init__(self) -> None:
         self._layout = Layout(self.dtype)
 
+    def empty(self) -> GradientBuffer:
+        """Gives another one like it, without any gradients."""
+        return GradientBuffer(self.dtype)
+
     @property
     def num_bytes(self) -> int:
         """Bytes of the flat rows."""

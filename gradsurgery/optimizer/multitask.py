@@ -15,16 +15,24 @@ from gradsurgery.arguments import Shared, check_floating
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.gradients.sketch_buffer import SketchBuffer
 from gradsurgery.method import FromGram, Method, Weighting
 from gradsurgery.optimizer.gathering import Gathering
 from gradsurgery.optimizer.learning import Learning
 from gradsurgery.optimizer.losses import GivenLosses, Losses
 from gradsurgery.optimizer.nonfinite import Guard
-from gradsurgery.optimizer.options import Granularity, OnNonfinite, Reduction, Scope
+from gradsurgery.optimizer.options import (
+    Granularity,
+    Memory,
+    Monitor,
+    OnNonfinite,
+    Reduction,
+    Scope,
+)
 from gradsurgery.optimizer.own_state import OwnState
 from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
-from gradsurgery.optimizer.settings import Settings, shared_parameters
+from gradsurgery.optimizer.settings import Settings, shared_parameters, sketch_of
 from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
@@ -78,7 +86,16 @@ class MultiTaskOptimizer(Proxy):
             equally often. Not for sharded parameters, which need nothing.
         grad_scaler: the ``GradScaler`` that scales the losses, if one does, for a method that looks
             at losses: it sees them unscaled. May be set later too; it is not copied.
-        monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart.
+        memory: ``"rows"`` keeps the tasks' gradients, T·P numbers. ``"sketch"``, or a
+            :class:`Sketch` with options, keeps a random projection of each to k numbers, and makes
+            the weights of the Gram matrix that these give, within about :math:`1/\sqrt{k}` of the
+            gradients' lengths: the memory of the loss sum, for any method that looks at gradients.
+            In :meth:`backward` of losses that are all there, one more backward of the weighted
+            losses follows. In blocks there is none to run again, so the weights go on the *next*
+            step's gradients: that is another method, and its first step is the plain loss sum.
+            A parameter once shared counts as shared from then on.
+        monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart;
+            ``"sketch"`` estimates them, without T·P numbers.
         warn: whether to warn, once each, of a step without two tasks, and so without surgery; of a
             new task after many steps without one, where ``tasks`` are not declared; and of
             ``.grad`` being read while the tasks' gradients are kept apart.
@@ -117,7 +134,8 @@ class MultiTaskOptimizer(Proxy):
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
-        monitor: bool = False,
+        memory: Memory = "rows",
+        monitor: Monitor = False,
         warn: bool = True,
     ) -> None:
         super().__init__(base)
@@ -130,14 +148,20 @@ class MultiTaskOptimizer(Proxy):
         self._tasks = known = Tasks(names, witness.met_new)
         replicas = Replicas.of(process_group, self._parameters(), known.names)
         self.diagnostics = told = Diagnostics()
-        self._settings = Settings(reduction, scope, granularity, every, start_step, fused, monitor)
+        sketch = sketch_of(memory, monitor, method, on_nonfinite)
+        self._settings = Settings(
+            reduction, scope, granularity, every, start_step, fused, bool(monitor), sketch
+        )
         fills = on_nonfinite == "skip_task"
         self._shown = shown = ShownLosses(
             self._parameters, known, fills=fills, grad_scaler=grad_scaler
         )
         self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed, shown)
         seal = Seal(witness.found_early, is_wanted=warn)
-        self._step = step = Step(GradientBuffer(buffer_dtype), seal)
+        buffer = GradientBuffer(buffer_dtype)
+        if sketch is not None:
+            buffer = SketchBuffer(self._parameters, sketch, surgery.sketch_facts)
+        self._step = step = Step(buffer, seal)
         self._guard = guard = Guard(on_nonfinite, known, told, replicas)
         parts = self._parameters, known, step, surgery, guard, replicas, witness, self.shared
         self._learning = Learning(self._parameters, known, surgery, told, replicas)

@@ -405,3 +405,16 @@ def weights_of_losses_are_of_their_mean_where_a_process_has_no_examples():
     # The mean of both losses is theirs over the number of processes, and so are their gradients.
     expected = parameter.new_tensor([2 / 4 + 3 / 3, 2 / 4])
     torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=0)
+
+
+@check
+def two_backwards_in_a_row_are_refused_between_processes():
+    """No process could wait for the others' sketches in the middle of a backward."""
+    me, num = dist.get_rank(), dist.get_world_size()
+    options = {"tasks": TASKS, "memory": "sketch"}
+    for model, group in ((Model(), dist.group.WORLD), (sharded_model(), None)):
+        optimizer = PCGrad(sgd(model), process_group=group, **options)
+        batches = own_batches(0, even, me, num)
+        losses = {task: model(task, batch) for task, batch in batches.items()}
+        said = message(ValueError, lambda o=optimizer, given=losses: o.backward(given))
+        assert said.startswith('backward(): must be left out where there are memory="sketch"'), said
