@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.gradients.host import Road
 from gradsurgery.gradients.layout import Layout
-from gradsurgery.gradients.memory import as_grad, flat, is_whole, real, strides_of
+from gradsurgery.gradients.memory import as_grad, flat, kept, real
 from gradsurgery.gradients.places import picked, placed_pairs
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import Spread, local, spread, total
@@ -43,20 +44,22 @@ class GradientBuffer:
 
     Args:
         dtype: type of the rows; ``None`` keeps that of the gradients.
+        on_host: whether rows lie in the host's memory, wherever the parameters are.
     """
 
     dtype: torch.dtype | None = None
+    on_host: bool = False
     slots: dict[int, int] = field(default_factory=dict)  # task -> slot
     _touched: dict[Tensor, set[int]] = field(default_factory=dict)  # parameter -> slots
     _loose: dict[Tensor, dict[int, Tensor]] = field(default_factory=dict)
     _layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
-        self._layout = Layout(self.dtype)
+        self._layout = Layout(self.dtype, self.on_host)
 
     def empty(self) -> GradientBuffer:
         """Gives another one like it, without any gradients."""
-        return GradientBuffer(self.dtype)
+        return GradientBuffer(self.dtype, self.on_host)
 
     @property
     def num_bytes(self) -> int:
@@ -86,7 +89,7 @@ class GradientBuffer:
         slot = self.slots.setdefault(task, len(self.slots))
         self._layout.reserve(slot + 1)
         home_of = self._layout.home
-        targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
+        targets: dict[tuple[bool, Road | None], tuple[list[Tensor], list[Tensor]]] = {}
         for parameter, given in grads:
             grad = local(given)
             if grad.is_complex():
@@ -95,20 +98,27 @@ class GradientBuffer:
             again = slot in slots
             slots.add(slot)
             home = home_of.get(parameter)
+            road = self._layout.road(grad.device, is_known=home is not None)
             if home is not None:
                 target = home.view(parameter, slot)
             elif again:
                 target = self._loose[parameter][slot]
             else:
-                kept = self._keep(parameter, grad, copy=copy)
-                self._loose.setdefault(parameter, {})[slot] = kept
-                continue
-            targets[again][0].append(target)
-            targets[again][1].append(grad)
-        for again, (into, new) in targets.items():
-            if again and into:
+                target = kept(
+                    parameter, grad, self.dtype, copy=copy, room=None if road is None else road.room
+                )
+                self._loose.setdefault(parameter, {})[slot] = target
+                if road is None:
+                    continue
+            into, new = targets.setdefault((again, road), ([], []))
+            into.append(target)
+            new.append(grad)
+        for (again, road), (into, new) in targets.items():
+            if road is not None:
+                road.send(into, new, adds=again, waits=copy)
+            elif again:
                 torch._foreach_add_(into, [g.to(t.dtype) for t, g in zip(into, new, strict=True)])
-            elif into:
+            else:
                 torch._foreach_copy_(into, new)
 
     def shared(self) -> list[Tensor]:
@@ -134,25 +144,24 @@ class GradientBuffer:
         reached leaves the rows."""
         self.check_shapes()
         num_slots = len(self.slots)
-        blank: list[Tensor] = []
         for rows in self._layout.row_sets:
+            blank: list[tuple[Tensor, int]] = []
             for parameter in rows.segments:
                 slots = self._touched.get(parameter, set())
                 if len(slots) == 1:
                     (slot,) = slots
                     if parameter not in self._loose:
-                        self._loose[parameter] = {slot: rows.view(parameter, slot).clone()}
+                        self._loose[parameter] = {slot: rows.taken(parameter, slot)}
                     slots = set()
-                blank += [rows.view(parameter, s) for s in range(num_slots) if s not in slots]
-        if blank:
-            torch._foreach_zero_(blank)
+                blank += [(parameter, s) for s in range(num_slots) if s not in slots]
+            rows.blank(blank)
 
     def _unsettle(self) -> None:
         """Takes back what settle() did to the rows, for a step that goes on after it."""
         home = self._layout.home
         for parameter in [p for p in self._loose if p in home]:
             for slot, grad in self._loose.pop(parameter).items():
-                home[parameter].view(parameter, slot).copy_(grad)
+                home[parameter].put(parameter, slot, grad)
 
     def grams(
         self,
@@ -178,15 +187,18 @@ class GradientBuffer:
         for rows in self._layout.row_sets:
             if rows.matrix is not None:
                 for bounds, owners in rows.runs(units):
-                    for unit, gram in zip(
-                        owners, gram_matrices(rows.matrix[:num_slots], bounds), strict=True
-                    ):
-                        add(rows.over, unit, gram)
+                    for piece in rows.pieces(num_slots, bounds):
+                        found_here = gram_matrices(piece.matrix, piece.bounds)
+                        for unit, gram in zip(piece.owners(owners), found_here, strict=True):
+                            add(rows.over, unit, gram)
         for parameter, loose in self._loose.items():
             if len(loose) > 1 or alone:
                 for unit in units.of(parameter):
                     for block in _blocks(loose.values()):
-                        gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
+                        stacked = torch.stack(
+                            [self._layout.here(parameter, piece) for piece in block]
+                        )
+                        gram = gram_matrices(stacked, [0, stacked.shape[1]])[0]
                         add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
         spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
@@ -223,26 +235,34 @@ class GradientBuffer:
         """
         for rows in self._layout.row_sets:
             if rows.matrix is not None:
-                used = rows.matrix[: len(self.slots)]
-                here = weights.to(used.device, non_blocking=True)
+                here = weights.to(rows.device, non_blocking=True)
                 for bounds, owners in rows.runs(units):
-                    combine_segments(picked(here, owners), used, bounds, used[0])
+                    for piece in rows.pieces(len(self.slots), bounds):
+                        used, first_row = piece.matrix, piece.matrix[0]
+                        chosen = picked(here, piece.owners(owners))
+                        combine_segments(chosen, used, piece.bounds, first_row)
+                        rows.give(first_row, piece.column)
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
             first = 0
             if loose is not None and len(slots) == 1:
                 ((first, grad),) = loose.items()
+                grad = loose[first] = self._layout.here(parameter, grad)
                 if alone_weights is not None:
                     (unit,) = units.of(parameter)
                     grad.mul_(alone_weights[unit, first].to(grad.device, non_blocking=True))
             elif loose is not None:
                 first, grad = next(iter(loose.items()))
                 (unit,) = units.of(parameter)
-                here = weights[unit].to(grad.device, non_blocking=True)
+                update = self._layout.here(parameter, grad)
+                here = weights[unit].to(update.device, non_blocking=True)
                 chosen = picked(here, list(loose))[None]
-                for block in _blocks(loose.values()):
-                    combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
+                targets = flat(update).split(_LOOSE_COLUMNS)
+                for block, target in zip(_blocks(loose.values()), targets, strict=True):
+                    stacked = self._layout.stacked(parameter, block)
+                    combine_segments(chosen, stacked, [0, target.numel()], target)
+                loose[first] = update
             result[parameter] = self.hand_out(parameter, first)
         return result
 
@@ -250,7 +270,7 @@ class GradientBuffer:
         """Gives what we keep of a parameter in a slot, as ``.grad`` may have it."""
         loose, layout = self._loose.get(parameter), self._layout
         if loose is not None and slot in loose:
-            grad = loose[slot]
+            grad = self._layout.here(parameter, loose[slot])
         elif layout.copied and parameter in layout.copied:
             grad = layout.home[parameter].view(parameter, slot).clone()
         else:
@@ -272,10 +292,10 @@ class GradientBuffer:
             if home is not None:
                 if not home.has_another_shape(parameter):
                     continue
-                kept = home.view(parameter, 0)
+                numbers = home.view(parameter, 0)
             else:
-                kept = self._loose[parameter][next(iter(slots))]
-            shape = kept.shape[:-1] if parameter.is_complex() else kept.shape
+                numbers = self._loose[parameter][next(iter(slots))]
+            shape = numbers.shape[:-1] if parameter.is_complex() else numbers.shape
             if shape != local(parameter).shape:
                 raise ValueError(
                     "parameter: must keep its shape between a task's backward and step(), got "
@@ -296,15 +316,6 @@ class GradientBuffer:
         self._touched.clear()
         self._loose.clear()
 
-    def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
-        """A gradient of our own, in the memory order that autograd promises for the parameter."""
-        dtype = self.dtype or grad.dtype
-        strides = strides_of(real(local(parameter).detach()))
-        if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
-            return grad.detach()
-        kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
-        return kept.copy_(grad)
-
     def layout(self) -> tuple[list[Tensor], int]:
         """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
         parameters with a place in the rows, in order, and the number of rows."""
@@ -312,8 +323,8 @@ class GradientBuffer:
 
     def restore(self, parameters: Iterable[Tensor], num_rows: int) -> None:
         """Starts anew with the layout of another buffer."""
-        self.__init__(self.dtype)  # type: ignore[misc]
-        self._layout = Layout.of_saved(self.dtype, parameters, num_rows)
+        self.__init__(self.dtype, self.on_host)  # type: ignore[misc]
+        self._layout = Layout.of_saved(self.dtype, self.on_host, parameters, num_rows)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.slots:
@@ -322,10 +333,10 @@ class GradientBuffer:
                 f"holds the gradients of {len(self.slots)} task(s); call step() or zero_grad() "
                 "first"
             )
-        return {"dtype": self.dtype, "layout": self.layout()}
+        return {"dtype": self.dtype, "on_host": self.on_host, "layout": self.layout()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.dtype = state["dtype"]
+        self.dtype, self.on_host = state["dtype"], state["on_host"]
         self.restore(*state["layout"])
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -61,6 +63,38 @@ def as_grad(parameter: Tensor, numbers: Tensor, dtype: torch.dtype | None = None
     if numbers.dtype != dtype or numbers.device != parameter.device:
         numbers = numbers.to(local(parameter).device, dtype)
     return whole(parameter, numbers)
+
+
+def kept(
+    parameter: Tensor,
+    grad: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    copy: bool,
+    room: Callable[[torch.Size, tuple[int, ...], torch.dtype], Tensor] | None = None,
+) -> Tensor:
+    """Makes a gradient ours, in the memory order that autograd promises for the parameter.
+
+    Args:
+        parameter: whose gradient it is.
+        grad: real numbers.
+        dtype: the type that is wanted; by default that of the gradient.
+        copy: whether somebody else goes on using the gradient.
+        room: gives memory for a shape, strides and a type, where the gradient will be copied to.
+
+    Example:
+        >>> parameter, grad = torch.ones(2, requires_grad=True), torch.zeros(2)
+        >>> kept(parameter, grad, copy=False).data_ptr() == grad.data_ptr()
+        True
+    """
+    strides = strides_of(real(local(parameter).detach()))
+    dtype = dtype or grad.dtype
+    if room is not None:
+        return room(grad.shape, strides, dtype)
+    if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
+        return grad.detach()
+    made = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
+    return made.copy_(grad)
 
 
 def strides_of(parameter: Tensor) -> tuple[int, ...]:

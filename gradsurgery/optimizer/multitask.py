@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ from gradsurgery.optimizer.options import (
 from gradsurgery.optimizer.own_state import OwnState
 from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
-from gradsurgery.optimizer.settings import Settings, shared_parameters, sketch_of
+from gradsurgery.optimizer.settings import Settings, check_host, shared_parameters, sketch_of
 from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
@@ -79,6 +79,9 @@ class MultiTaskOptimizer(Proxy):
             counts what they met. With a ``process_group`` all processes act together, in
             :meth:`surgery`; ``"skip_task"`` then keeps the tasks' gradients apart.
         buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
+        buffer_device: ``"cpu"`` keeps them in the host's memory, pinned on CUDA, where copies run
+            while the next task computes; Gram matrix and update are made by blocks of columns, with
+            the same result. It makes no difference to parameters on a CPU.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
         process_group: processes that hold the same parameters, each with examples of its own;
             surgery is that of the gradients' mean over them, in place of the averaging of
@@ -131,6 +134,7 @@ class MultiTaskOptimizer(Proxy):
         start_step: int = 0,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
+        buffer_device: Literal["cpu"] | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
@@ -148,6 +152,7 @@ class MultiTaskOptimizer(Proxy):
         self._tasks = known = Tasks(names, witness.met_new)
         replicas = Replicas.of(process_group, self._parameters(), known.names)
         self.diagnostics = told = Diagnostics()
+        check_host(buffer_device, memory, process_group)
         sketch = sketch_of(memory, monitor, method, on_nonfinite)
         self._settings = Settings(
             reduction, scope, granularity, every, start_step, fused, bool(monitor), sketch
@@ -158,7 +163,7 @@ class MultiTaskOptimizer(Proxy):
         )
         self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed, shown)
         seal = Seal(witness.found_early, is_wanted=warn)
-        buffer = GradientBuffer(buffer_dtype)
+        buffer = GradientBuffer(buffer_dtype, buffer_device is not None)
         if sketch is not None:
             buffer = SketchBuffer(self._parameters, sketch, surgery.sketch_facts)
         self._step = step = Step(buffer, seal)

@@ -29,6 +29,7 @@ class SumOptions(TypedDict, total=False):
     shared: Shared | None
     on_nonfinite: OnNonfinite
     buffer_dtype: torch.dtype | None
+    buffer_device: Literal["cpu"] | None
     fused: bool | None
     process_group: ProcessGroup | None
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
@@ -78,6 +79,27 @@ def shared_parameters(
             'choose "skip_step"'
         )
     return parameters_in("shared", shared, base)
+
+
+def check_host(device: object, memory: Memory, process_group: ProcessGroup | None) -> None:
+    """Refuses a device for the tasks' gradients that they cannot be kept on.
+
+    Raises:
+        ValueError: in one line.
+    """
+    if device is None:
+        return
+    if device not in ("cpu", torch.device("cpu")):
+        raise ValueError(f'buffer_device: must be None or "cpu", got {device!r}')
+    if memory != "rows":
+        raise ValueError(
+            f"buffer_device: must be left out where memory={memory!r}, which keeps no gradients"
+        )
+    if process_group is not None:
+        raise ValueError(
+            "buffer_device: must be left out where there is a process_group, whose processes "
+            "average rows on their devices; shard the model with fully_shard() instead"
+        )
 
 
 def sketch_of(
