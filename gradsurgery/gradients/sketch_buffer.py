@@ -13,7 +13,7 @@ from gradsurgery.gradients.buffer import GradientBuffer, Grams
 from gradsurgery.gradients.memory import flat, num_columns, real, strides_of
 from gradsurgery.gradients.places import placed_pairs
 from gradsurgery.gradients.rows import Units
-from gradsurgery.gradients.shards import Spread, local, spread, total
+from gradsurgery.gradients.shards import Spread, local, spread, total, true_everywhere
 from gradsurgery.gradients.sketch import Projection, Sketch
 
 
@@ -143,15 +143,20 @@ class SketchBuffer(GradientBuffer):
             self._sums[place] = dict(enumerate(sum_over(rows) / num_processes))
 
     def average(self, momentum: float) -> None:
-        """Replaces each task's sketch by its average over the steps, in which one that is not
-        finite does not count."""
-        for place, means in enumerate(self._means):
-            for task, slot in self.slots.items():
-                new, old = self._sum(place, slot), means.get(task)
-                if old is not None:
-                    mixed = torch.where(old.isfinite().all(), old.lerp(new, 1 - momentum), new)
-                    new = torch.where(new.isfinite().all(), mixed, old)
-                self._sums[place][slot] = means[task] = new
+        """Replaces each task's sketch by its average over the steps; a step with a gradient that is
+        not finite, on any process, is none of them, and its own sketches stay."""
+        if not momentum:
+            return
+        tasks = [(place, task) for place in range(len(self._kinds)) for task in self.slots]
+        sums = [self._sum(place, self.slots[task]) for place, task in tasks]
+        flags = [new.isfinite().all().to(sums[0].device) for new in sums]
+        finite = true_everywhere(torch.stack(flags).all(), list(self._options[0]()))
+        for (place, task), new in zip(tasks, sums, strict=True):
+            is_finite = finite.to(new.device, non_blocking=True)
+            old = self._means[place].get(task, new)
+            mixed = torch.where(old.isfinite().all(), old.lerp(new, 1 - momentum), new)
+            self._means[place][task] = torch.where(is_finite, mixed, old)
+            self._sums[place][self.slots[task]] = torch.where(is_finite, mixed, new)
 
     def grams(self, gram_matrices: Grams, units: Units, *, alone: bool) -> Tensor:  # [1, T, T]
         """Estimated Gram matrix of the slots."""

@@ -65,9 +65,9 @@ class LastWeights:
         return torch.stack([of_shared, weight if self._alone else torch.ones_like(weight)])
 
     def where_finite(self, buffer: GradientBuffer, weights: Tensor) -> Tensor:  # [S, T], by slot
-        """Gives new weights, and instead of those that are not finite what is kept, or else 1."""
+        """Gives new weights, or where one is not finite those that are kept, or else 1."""
         old = [self._of.get(task, torch.ones_like(weights[:, 0])) for task in buffer.slots]
-        return torch.where(weights.isfinite(), weights, torch.stack(old, -1).to(weights))
+        return torch.where(weights.isfinite().all(), weights, torch.stack(old, -1).to(weights))
 
     def scale(self, task: int, grads: Mapping[Tensor, Tensor], *, mean: bool) -> None:
         """Multiplies a task's gradients by its last weight, in place.
