@@ -45,21 +45,6 @@ class Sketch:
                 f"momentum: must be at least 0 and below 1, got {self.momentum}; 0 averages nothing"
             )
 
-    @classmethod
-    def of(cls, argument: str, found: object, other: object) -> Sketch | None:
-        """Reads an option that asks for one, or has its other value.
-
-        Raises:
-            ValueError: with the argument's name.
-        """
-        if isinstance(found, Sketch):
-            return found
-        if found == "sketch":
-            return cls()
-        if found == other:
-            return None
-        raise ValueError(f'{argument}: must be {other!r}, "sketch" or a Sketch, got {found!r}')
-
 
 class Projection:
     r"""Adds up columns with random signs, at places among k (a count-sketch).

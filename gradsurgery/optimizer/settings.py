@@ -110,8 +110,8 @@ def sketch_of(
     Raises:
         ValueError: an option is none of its choices, or another cannot be kept.
     """
-    sketch = Sketch.of("memory", memory, "rows")
-    of_monitor = None if isinstance(monitor, bool) else Sketch.of("monitor", monitor, False)
+    sketch = _sketch("memory", memory, "rows")
+    of_monitor = None if isinstance(monitor, bool) else _sketch("monitor", monitor, False)
     if of_monitor is not None and not method.has_fixed_weights:
         raise ValueError(
             f"monitor: must be a bool for {type(method).__name__}, whose weights are not fixed; "
@@ -126,3 +126,14 @@ def sketch_of(
             'apart; choose "skip_step"'
         )
     return sketch
+
+
+def _sketch(argument: str, found: object, other: object) -> Sketch | None:
+    """Reads an option that asks for a sketch, or has its other value."""
+    if isinstance(found, Sketch):
+        return found
+    if found == "sketch":
+        return Sketch()
+    if found == other:
+        return None
+    raise ValueError(f'{argument}: must be {other!r}, "sketch" or a Sketch, got {found!r}')
