@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -79,14 +80,11 @@ class Diagnostics:
         """Takes note of one surgery.
 
         Args:
-            tasks: names of the T tasks that took part.
-            indices: their places among ``task_names``.
+            tasks, indices: names of the T tasks that took part, and their places among all.
             task_names: names of all N tasks.
-            grams: inner products of their gradients, ``[T, T]``, or of each unit that is weighted
-                as a whole, ``[S, T, T]``.
-            weights: what their gradients are multiplied by, ``[T]`` or ``[S, T]``.
-            coefficients: the projected gradients in terms of the original ones, of the same shape
-                as ``grams``.
+            grams: inner products, of each of S units where several are weighted as a whole.
+            weights: what the gradients are multiplied by.
+            coefficients: the projected gradients in terms of the original ones.
         """
         self.tasks, self.task_names = tuple(tasks), tuple(task_names)
         num_tasks = len(self.tasks)
@@ -124,8 +122,7 @@ class Diagnostics:
 
     @property
     def num_nonfinite(self) -> Tensor:  # [N]
-        """Gradients of each of the N tasks that were not finite; counted where ``on_nonfinite`` is
-        not ``"propagate"``."""
+        """Gradients of each task that were not finite; not with ``on_nonfinite="propagate"``."""
         return _recorded(self._nonfinite, "a gradient was checked; choose an on_nonfinite")
 
     @property
@@ -148,8 +145,7 @@ class Diagnostics:
 
     @property
     def numbers(self) -> dict[str, Tensor]:  # [N] each
-        """What the method keeps of each task, ``[N]`` over ``task_names``, by what it is, such as
-        ``"log_variance"``; empty before the first step, and for methods that keep nothing."""
+        """What the method keeps of each of ``task_names``, by its kind, as ``"log_variance"``."""
         return {name: numbers.clone() for name, numbers in self._numbers.items()}
 
     @property
@@ -194,8 +190,7 @@ class Diagnostics:
 
     @property
     def conflict_rate(self) -> Tensor:  # [N, N]
-        """Share of the surgeries with both tasks in which they conflicted, ``[N, N]`` over
-        ``task_names``; NaN for a pair that never met."""
+        """Share of the surgeries of two tasks in which they conflicted; NaN if they never met."""
         return _recorded(self._conflicted) / _recorded(self._met)
 
     def summary(self) -> dict[str, float]:
@@ -204,37 +199,33 @@ class Diagnostics:
         Returns:
             ``norm_before``, ``norm_after``, ``norm/a``, ``weight/a`` (the mean over the units),
             ``cosine/a~b``, ``conflict_rate/a~b``; of PCGrad ``norm_after/a``; :attr:`numbers`, as
-            ``log_variance/a``; for each watched group ``cosine@group/a~b``. Names that look alike,
-            such as ``1`` and ``"1"``, are written as in Python: ``norm/1`` and ``norm/'1'``. Empty
-            before the first surgery.
+            ``log_variance/a``; ``cosine@group/a~b`` of watched groups. Names that look alike are
+            written as in Python: ``norm/1`` and ``norm/'1'``. Empty before the first surgery.
         """
         if self._weights is None:
             return {}
         alone = [(task,) for task in self.tasks]
         named: list[tuple[str, tuple[Hashable, ...]]] = []  # kinds and tasks of the numbers
-        numbers, of_numbers = list(self._numbers.values()), list(named)
-        for kind, kept in self._numbers.items():
-            of_numbers += [(f"{kind}/", (task,)) for task in self.task_names[: len(kept)]]
-        if self._grams is None:
-            keys = _keys([*(("weight/", task) for task in alone), *of_numbers])
-            found = torch.cat([v.to(torch.float64) for v in (self._weights.mean(0), *numbers)])
-            return dict(zip(keys, found.tolist(), strict=True))
-        named += [("norm/", task) for task in alone] + [("weight/", task) for task in alone]
-        weights = _recorded(self._weights).mean(0)
-        values = [self.norm_before[None], self.norm_after[None], self.norms, weights]
+        values: list[Tensor] = []
+        matrices: list[tuple[str, Tensor, tuple[Hashable, ...]]] = []
+        whole = [] if self._grams is None else ["norm_before", "norm_after"]
+        if self._grams is not None:
+            named += [("norm/", task) for task in alone]
+            values += [self.norm_before[None], self.norm_after[None], self.norms]
+            matrices.append(("cosine", self.cosines, self.tasks))
+            matrices.append(("conflict_rate", self.conflict_rate, self.task_names))
+        named += [("weight/", task) for task in alone]
+        values.append(self._weights.mean(0))
         if self._coefficients is not None:
             named += [("norm_after/", task) for task in alone]
             values.append(self.norms_after)
-        named += of_numbers
-        values += numbers
-        matrices = [
-            ("cosine", self.cosines, self.tasks),
-            ("conflict_rate", self.conflict_rate, self.task_names),
-        ]
+        for kind, kept in self._numbers.items():
+            named += [(f"{kind}/", (task,)) for task in self.task_names[: len(kept)]]
+            values.append(kept)
         if self._group_grams is not None:
             of_groups = zip(self.group_names, self.group_cosines, strict=True)
             matrices += [(f"cosine@{name}", cosines, self.tasks) for name, cosines in of_groups]
-        num_before = 2 + len(named)
+        num_before = len(whole) + len(named)
         upper: list[int] = []  # places of the pairs among the entries of the matrices
         num_entries = num_before
         for kind, matrix, tasks in matrices:
@@ -245,15 +236,12 @@ class Diagnostics:
             num_entries += num * num
             values.append(matrix.flatten())
         read = torch.cat([value.to(torch.float64) for value in values]).tolist()
-        keys = ["norm_before", "norm_after", *_keys(named)]
+        keys = [*whole, *_keys(named)]
         places = [*range(num_before), *upper]
         return {key: read[place] for key, place in zip(keys, places, strict=True)}
 
     def plot_cosines(self, axes: Axes | None = None) -> Axes:
-        """Draws the cosines of the last surgery as a heat map; needs matplotlib.
-
-        Args:
-            axes: where to draw; a new figure by default.
+        """Draws the cosines of the last surgery as a heat map, on ``axes`` or a new figure.
 
         Raises:
             ImportError: there is no matplotlib.
@@ -270,8 +258,8 @@ class Diagnostics:
         cosines = self.cosines.tolist()
         image = axes.imshow(cosines, vmin=-1, vmax=1, cmap="RdBu")
         labels = _keys([("", (task,)) for task in self.tasks])
-        axes.set_xticks(range(len(labels)), labels)
-        axes.set_yticks(range(len(labels)), labels)
+        axes.set(xticks=range(len(labels)), xticklabels=labels)
+        axes.set(yticks=range(len(labels)), yticklabels=labels)
         for i, row in enumerate(cosines):
             for j, cosine in enumerate(row):
                 colour = "white" if abs(cosine) > 0.6 else "black"
@@ -284,9 +272,7 @@ class Diagnostics:
         return {
             "num_surgeries": self.num_surgeries,
             "num_skipped_steps": self.num_skipped_steps,
-            "nonfinite": None if self._nonfinite is None else self._nonfinite.clone(),
-            "met": None if self._met is None else self._met.clone(),
-            "conflicted": None if self._conflicted is None else self._conflicted.clone(),
+            **{name: copy.deepcopy(getattr(self, f"_{name}")) for name in _DIMENSIONS},
         }
 
     def check_state(self, state: Mapping[str, Any], num_tasks: int) -> None:
@@ -296,10 +282,9 @@ class Diagnostics:
             TypeError, ValueError: with what was found.
         """
         check_integer("state_dict: num_surgeries", state["num_surgeries"], at_least=0)
-        check_integer(
-            "state_dict: num_skipped_steps", state.get("num_skipped_steps", 0), at_least=0
-        )
-        for name, dimensions in (("nonfinite", 1), ("met", 2), ("conflicted", 2)):
+        num_skipped = state.get("num_skipped_steps", 0)
+        check_integer("state_dict: num_skipped_steps", num_skipped, at_least=0)
+        for name, dimensions in _DIMENSIONS.items():
             counts = state.get(name)
             if counts is None:
                 continue
@@ -321,13 +306,13 @@ class Diagnostics:
         self.__init__()  # type: ignore[misc]
         self.num_surgeries = int(state["num_surgeries"])  # type: ignore[call-overload]
         self.num_skipped_steps = int(state.get("num_skipped_steps", 0))  # type: ignore[call-overload]
-        nonfinite = state.get("nonfinite")
-        self._nonfinite = nonfinite.to(device, copy=True) if isinstance(nonfinite, Tensor) else None
-        met, conflicted = state["met"], state["conflicted"]
-        self._met = met.to(device, copy=True) if isinstance(met, Tensor) else None
-        self._conflicted = (
-            conflicted.to(device, copy=True) if isinstance(conflicted, Tensor) else None
-        )
+        for name in _DIMENSIONS:
+            counts = state.get(name)
+            if isinstance(counts, Tensor):
+                setattr(self, f"_{name}", counts.to(device, copy=True))
+
+
+_DIMENSIONS = {"nonfinite": 1, "met": 2, "conflicted": 2}  # of the running counts
 
 
 def _recorded(

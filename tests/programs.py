@@ -24,6 +24,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import gradsurgery
+from gradsurgery.optimizer.awaited import Awaited
 from tests.plain_loops import Options, PlainLoops, Unclear, real
 
 # What programs may be made of. What is off here is never drawn.
@@ -38,6 +39,7 @@ FEATURES = {
     "conversions of memory": True,
     "edits of .grad": True,
     "edits of .grad.data": True,
+    "edits of .grad before surgery": True,  # and reading it there, which performs surgery
     "edits of weights": True,
     "embeddings": True,
     "empty parameters": True,
@@ -575,10 +577,30 @@ class Run:
     def keep(self) -> None:
         """Holds on to the gradients that there are."""
         named = self.model.named_parameters()
-        self.kept = [(name, p.grad) for name, p in named if p.grad is not None]
+        self.kept = [
+            (name, p.grad)
+            for name, p in named
+            # A step that is left out forgets what awaits surgery.
+            if not (p.grad is None or (self.reference.failed and isinstance(p.grad, Awaited)))
+        ]
 
     def edit(self, how: str, place: int) -> None:
-        """Changes a gradient."""
+        """Changes gradients, or reads them; where they are kept apart surgery comes first."""
+        ours, right = dict(self.model.named_parameters()), self.reference.parameters
+        named = [name for name, parameter in ours.items() if parameter.grad is not None]
+        if not named:
+            return
+        name = named[place % len(named)]
+        is_awaited = isinstance(ours[name].grad, Awaited)
+        if is_awaited and how in ("drop", "replace unread"):
+            for grads in self.reference.pending.values():
+                grads.pop(name, None)
+            if not any(self.reference.pending.values()):
+                self.reference.pending.clear()
+        elif is_awaited or (
+            how in ("clip", "read") and any(isinstance(p.grad, Awaited) for p in ours.values())
+        ):
+            self.reference.surgery()
         if how == "clip":
             norms = [
                 torch.nn.utils.clip_grad_norm_(model.parameters(), 0.5)
@@ -586,25 +608,22 @@ class Run:
             ]
             self.check("total norm", *norms)
             return
-        for model in (self.model, self.reference.model):
-            parameters = [p for p in model.parameters() if p.grad is not None]
-            if not parameters:
-                return
-            parameter = parameters[place % len(parameters)]
+        if how == "read":
+            norms = [
+                torch.stack([p.grad.abs().sum().double() for p in given if p.grad is not None])
+                for given in (ours.values(), right.values())
+            ]
+            self.check("norms", *norms, scale=100 * self.reference.scale)
+            return
+        for parameter in (ours[name], right[name]):
             grad = parameter.grad
-            assert grad is not None
-            if how == "mul_":
-                grad.mul_(0.5)
-            elif how == "zero first":
-                grad[(slice(1),) * grad.ndim] = 0  # one number, whatever the memory order
-            elif how == "replace":
-                parameter.grad = grad * 0.5
-            elif how == "drop":
+            if how == "drop":
                 parameter.grad = None
-            elif how == "data":
-                grad.data = grad.data * 0.5
-            elif how == "same data":
-                grad.data = grad.data.clone()
+            elif how == "replace unread":
+                parameter.grad = torch.ones_like(parameter)
+            else:
+                assert grad is not None
+                edit(grad, parameter, how)
 
     def edit_weights(self, how: str, place: int) -> None:
         for model in (self.model, self.reference.model):
@@ -664,7 +683,17 @@ class Run:
         reference = self.reference
         right = reference.parameters
         for name, parameter in self.model.named_parameters():
-            self.check(f"{name}.grad", parameter.grad, right[name].grad, reference.scale)
+            awaits = reference.handling == "apart" and any(
+                name in grads for grads in reference.pending.values()
+            )
+            if awaits != isinstance(parameter.grad, Awaited):
+                raise Difference(f"{name}.grad: {type(parameter.grad)}\n{self.program}")
+            if awaits:
+                form = parameter.grad.shape, parameter.grad.dtype
+                if form != (parameter.shape, parameter.dtype):
+                    raise Difference(f"{name}.grad: {form}\n{self.program}")
+            else:
+                self.check(f"{name}.grad", parameter.grad, right[name].grad, reference.scale)
             self.check(name, parameter, right[name], 10.0 if self.program.base == "lbfgs" else 1.0)
         for name, grad, before in self.released:
             if not torch.equal(grad.nan_to_num(1.25), before.nan_to_num(1.25)):
@@ -702,6 +731,19 @@ class Run:
         allowed = self.tolerance * (scale + np.abs(b[finite]))
         if (np.isfinite(a) != finite).any() or (np.abs(a - b)[finite] > allowed).any():
             raise Difference(f"{what}: {found}, not {right}\n{self.program}")
+
+
+def edit(grad: Tensor, parameter: Tensor, how: str) -> None:
+    if how == "mul_":
+        grad.mul_(0.5)
+    elif how == "zero first":
+        grad[(slice(1),) * grad.ndim] = 0  # one number, whatever the memory order
+    elif how == "replace":
+        parameter.grad = grad * 0.5
+    elif how == "data":
+        grad.data = grad.data * 0.5
+    elif how == "same data":
+        grad.data = grad.data.clone()
 
 
 class Half:
@@ -928,6 +970,8 @@ class Drawing:
         works = self.one_of(1, 2, 3, 4) if self.features["several blocks"] else 1
         for _ in range(works):
             yield self.draw_work(step)
+            if not poisoned and self.chance("edits of .grad before surgery", 8):
+                yield self.draw_edit()
         if poisoned:
             # What a GradScaler does: it sees the gradients and leaves the step out.
             yield ("surgery",)
@@ -942,19 +986,19 @@ class Drawing:
             if self.chance("several blocks", 8):
                 yield self.draw_work(step)
                 yield ("surgery",)
-        hows = (
-            ["mul_", "zero first", "replace", "drop", "clip"]
-            if self.features["edits of .grad"]
-            else []
-        )
-        hows += ["data", "same data"] if self.features["edits of .grad.data"] else []
-        if hows and self.one_of(False, False, True):
-            yield ("edit", self.one_of(*hows), self.one_of(*range(5)))
+        edits = self.features["edits of .grad"]
+        if edits and self.one_of(False, False, True):
+            yield self.draw_edit()
         if self.chance("kept gradients", 3):
             yield ("keep",)
         yield ("step",)
-        if hows and self.one_of(*[False] * 5, True):
-            yield ("edit", self.one_of(*hows), self.one_of(*range(5)))
+        if edits and self.one_of(*[False] * 5, True):
+            yield self.draw_edit()
+
+    def draw_edit(self) -> Action:
+        hows = ["mul_", "zero first", "replace", "drop", "clip", "read", "replace unread"]
+        hows += ["data", "same data"] if self.features["edits of .grad.data"] else []
+        return ("edit", self.one_of(*hows), self.one_of(*range(5)))
 
     def draw_conversions(self, method: str) -> Iterator[Action]:
         if self.base != "lbfgs" and self.chance("conversions of memory", 5):

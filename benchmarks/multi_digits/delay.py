@@ -37,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--lr", type=float, default=0.01, metavar="X", help="default 0.01")
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
-    trials = [Trial("", seed, options.lr) for seed in range(options.seeds)]
+    trials = [Trial("", seed, options.lr, num_channels=3) for seed in range(options.seeds)]
     plain = [trained(LossSum, _BASELINE, trial) for trial in trials]
     print("| method | way | accuracy | minus rows, paired by seed |\n|---|---|---|---|")
     print(f"| {_BASELINE} | | {_spread(plain)} | |")

@@ -9,17 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gradsurgery.gradients.host import Road
+from gradsurgery.gradients.host import Road, write
 from gradsurgery.gradients.layout import Layout
-from gradsurgery.gradients.memory import as_grad, flat, kept, real
+from gradsurgery.gradients.memory import as_grad, blocks, check_shape, kept, real
 from gradsurgery.gradients.places import picked, placed_pairs
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import Spread, local, spread, total
 
 Grams = Callable[[Tensor, Sequence[int]], Tensor]
 Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
-
-_LOOSE_COLUMNS = 1 << 20
 
 
 @dataclass
@@ -34,9 +32,8 @@ class GradientBuffer:
     Of a parameter that is sharded over processes, everything here is the part of this one; only the
     Gram matrices are summed over all.
 
-    Complex gradients are kept as twice as many real numbers, as torch's optimizers see them.
-
-    Tasks take slots in the order of their arrival, so that the rows in use are always the first.
+    Complex gradients are kept as twice as many real numbers, as torch's optimizers see them. Tasks
+    take slots in the order of their arrival, so that the rows in use are always the first.
 
     A combined gradient lies in the memory of the first task's, a row's too. Where somebody still
     holds it when the next step is about to write there, that memory is left to them, and the
@@ -82,13 +79,15 @@ class GradientBuffer:
             grads: pairs of a parameter and its gradient.
             copy: whether the caller goes on using the gradients; otherwise they become ours.
         """
+        if self._layout.given and (task not in self.slots or self._layout.has_given(grads)):
+            self._copy_given()
         if not self.slots:
             self._layout.prepare()
         self._layout.check_dtypes(grads, are_first=not self.slots)
         self._unsettle()
         slot = self.slots.setdefault(task, len(self.slots))
         self._layout.reserve(slot + 1)
-        home_of = self._layout.home
+        home_of, road = self._layout.home, None
         targets: dict[tuple[bool, Road | None], tuple[list[Tensor], list[Tensor]]] = {}
         for parameter, given in grads:
             grad = local(given)
@@ -98,28 +97,40 @@ class GradientBuffer:
             again = slot in slots
             slots.add(slot)
             home = home_of.get(parameter)
-            road = self._layout.road(grad.device, is_known=home is not None)
+            if self.on_host:
+                road = self._layout.road(grad.device, is_known=home is not None)
             if home is not None:
                 target = home.view(parameter, slot)
             elif again:
                 target = self._loose[parameter][slot]
             else:
-                target = kept(
-                    parameter, grad, self.dtype, copy=copy, room=None if road is None else road.room
-                )
+                room = None if road is None else road.room
+                target = kept(parameter, grad, self.dtype, copy=copy, room=room)
                 self._loose.setdefault(parameter, {})[slot] = target
                 if road is None:
                     continue
             into, new = targets.setdefault((again, road), ([], []))
             into.append(target)
             new.append(grad)
-        for (again, road), (into, new) in targets.items():
-            if road is not None:
-                road.send(into, new, adds=again, waits=copy)
-            elif again:
-                torch._foreach_add_(into, [g.to(t.dtype) for t, g in zip(into, new, strict=True)])
-            else:
-                torch._foreach_copy_(into, new)
+        for (adds, to_host), (into, new) in targets.items():
+            write(into, new, to_host, adds=adds, waits=copy)
+
+    def adopt(self, tasks: Sequence[int], stacks: Mapping[Tensor, Tensor]) -> None:
+        """Keeps the gradients ``[T, *shape]`` of all tasks there are in this step where they lie;
+        those of parameters that no task has reached yet."""
+        if not self.slots:
+            self._layout.prepare()
+        self.slots.update({task: slot for slot, task in enumerate(tasks)})
+        self._touched.update((parameter, set(self.slots.values())) for parameter in stacks)
+        self._layout.adopt(stacks, len(self.slots))
+
+    def _copy_given(self) -> None:
+        """Copies what was adopted, because more is to be added to it."""
+        given = self._layout.give_back()
+        for parameter in given:
+            del self._touched[parameter]
+        for task, slot in self.slots.items():
+            self.capture(task, [(p, r.view(p, slot)) for p, r in given.items()], copy=True)
 
     def shared(self) -> list[Tensor]:
         """Parameters that two or more tasks have reached in this step."""
@@ -132,22 +143,32 @@ class GradientBuffer:
     def grads_of(self, parameter: Tensor) -> dict[int, Tensor]:
         """A parameter's gradients in this step, by task, before settle()."""
         slots = self._touched.get(parameter, ())
-        loose, home = self._loose.get(parameter, {}), self._layout.home
+        loose, place = self._loose.get(parameter, {}), self._layout.place
         return {
-            task: loose[slot] if slot in loose else home[parameter].view(parameter, slot)
+            task: loose[slot] if slot in loose else place(parameter).view(parameter, slot)
             for task, slot in self.slots.items()
             if slot in slots
         }
+
+    def drop(self, parameters: Iterable[Tensor]) -> None:
+        """Forgets what the step's tasks gave some parameters."""
+        for parameter in parameters:
+            self._touched.pop(parameter, None)
+            self._loose.pop(parameter, None)
+            self._layout.given.pop(parameter, None)
+        if not self._touched:
+            self.clear()
 
     def settle(self) -> None:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
         reached leaves the rows."""
         self.check_shapes()
         num_slots = len(self.slots)
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             blank: list[tuple[Tensor, int]] = []
             for parameter in rows.segments:
-                slots = self._touched.get(parameter, set())
+                is_here = self._layout.place(parameter) is rows
+                slots = self._touched.get(parameter, set()) if is_here else set()
                 if len(slots) == 1:
                     (slot,) = slots
                     if parameter not in self._loose:
@@ -184,7 +205,7 @@ class GradientBuffer:
             so_far = found.get((over, unit))
             found[over, unit] = gram if so_far is None else so_far + gram.to(so_far.device)
 
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             if rows.matrix is not None:
                 for bounds, owners in rows.runs(units):
                     for piece in rows.pieces(num_slots, bounds):
@@ -194,18 +215,14 @@ class GradientBuffer:
         for parameter, loose in self._loose.items():
             if len(loose) > 1 or alone:
                 for unit in units.of(parameter):
-                    for block in _blocks(loose.values()):
-                        stacked = torch.stack(
-                            [self._layout.here(parameter, piece) for piece in block]
-                        )
+                    for block in blocks(loose.values()):
+                        stacked = self._layout.stacked(parameter, block)
                         gram = gram_matrices(stacked, [0, stacked.shape[1]])[0]
                         add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
         spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
         if len(found) < units.number * len(spreads):
-            device = (
-                next(iter(found.values())).device if found else next(iter(self._touched)).device
-            )
+            device = next(iter(found.values() if found else self._touched)).device
             blank = gram_matrices(torch.zeros(num_slots, 0, device=device), [0, 0])[0]
             for over in spreads:
                 for unit in range(units.number):
@@ -233,15 +250,14 @@ class GradientBuffer:
             alone_weights: of the slots, for parameters that one task alone reached, which keep
                 their plain gradient when this is ``None``.
         """
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             if rows.matrix is not None:
                 here = weights.to(rows.device, non_blocking=True)
                 for bounds, owners in rows.runs(units):
                     for piece in rows.pieces(len(self.slots), bounds):
-                        used, first_row = piece.matrix, piece.matrix[0]
-                        chosen = picked(here, piece.owners(owners))
-                        combine_segments(chosen, used, piece.bounds, first_row)
-                        rows.give(first_row, piece.column)
+                        chosen, out = picked(here, piece.owners(owners)), rows.out(piece.matrix)
+                        combine_segments(chosen, piece.matrix, piece.bounds, out)
+                        rows.give(out, piece.column)
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
@@ -258,9 +274,8 @@ class GradientBuffer:
                 update = self._layout.here(parameter, grad)
                 here = weights[unit].to(update.device, non_blocking=True)
                 chosen = picked(here, list(loose))[None]
-                targets = flat(update).split(_LOOSE_COLUMNS)
-                for block, target in zip(_blocks(loose.values()), targets, strict=True):
-                    stacked = self._layout.stacked(parameter, block)
+                for *parts, target in blocks([*loose.values(), update]):
+                    stacked = self._layout.stacked(parameter, parts)
                     combine_segments(chosen, stacked, [0, target.numel()], target)
                 loose[first] = update
             result[parameter] = self.hand_out(parameter, first)
@@ -271,10 +286,10 @@ class GradientBuffer:
         loose, layout = self._loose.get(parameter), self._layout
         if loose is not None and slot in loose:
             grad = self._layout.here(parameter, loose[slot])
-        elif layout.copied and parameter in layout.copied:
+        elif parameter in layout.copied and parameter not in layout.given:
             grad = layout.home[parameter].view(parameter, slot).clone()
         else:
-            grad = layout.home[parameter].lend(parameter, slot)
+            grad = layout.place(parameter).lend(parameter, slot)
         return self.as_grad(parameter, grad)
 
     def as_grad(self, parameter: Tensor, numbers: Tensor) -> Tensor:
@@ -287,25 +302,19 @@ class GradientBuffer:
         Raises:
             ValueError: with both shapes.
         """
+        self._layout.check_given()
         for parameter, slots in self._touched.items():
-            home = self._layout.home.get(parameter)
-            if home is not None:
-                if not home.has_another_shape(parameter):
-                    continue
-                numbers = home.view(parameter, 0)
-            else:
-                numbers = self._loose[parameter][next(iter(slots))]
-            shape = numbers.shape[:-1] if parameter.is_complex() else numbers.shape
-            if shape != local(parameter).shape:
-                raise ValueError(
-                    "parameter: must keep its shape between a task's backward and step(), got "
-                    f"{tuple(local(parameter).shape)} after {tuple(shape)}; call zero_grad() first"
-                )
+            if parameter in self._loose:
+                check_shape(parameter, self._loose[parameter][next(iter(slots))])
+            elif self._layout.place(parameter).has_another_shape(parameter):
+                check_shape(parameter, self._layout.place(parameter).view(parameter, 0))
 
     def move_into(self, other: GradientBuffer) -> None:
         """Adds everything to another buffer."""
+        self._copy_given()
         for task, slot in self.slots.items():
-            grads = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
+            here = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
+            grads = [(p, self._layout.here(p, grad)) for p, grad in here]
             other.capture(task, grads, copy=False)
         self.clear()
 
@@ -330,17 +339,10 @@ class GradientBuffer:
         if self.slots:
             raise ValueError(
                 "optimizer: cannot be copied or pickled between a task block and step(), while it "
-                f"holds the gradients of {len(self.slots)} task(s); call step() or zero_grad() "
-                "first"
+                f"holds gradients of {len(self.slots)} task(s); call step() or zero_grad() first"
             )
         return {"dtype": self.dtype, "on_host": self.on_host, "layout": self.layout()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.dtype, self.on_host = state["dtype"], state["on_host"]
         self.restore(*state["layout"])
-
-
-def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Equal pieces of several gradients of one parameter, each piece flat."""
-    columns = [flat(grad).split(_LOOSE_COLUMNS) for grad in grads]
-    yield from (list(pieces) for pieces in zip(*columns, strict=True))

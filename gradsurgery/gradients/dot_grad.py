@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.memory import is_held, is_whole, storage_of
-from gradsurgery.gradients.shards import local, placed_as, whole
+from gradsurgery.gradients.shards import is_spread, local, placed_as, whole
 
 Grads = dict[Tensor, Tensor]  # by parameter
 
@@ -28,6 +28,8 @@ def take(parameters: Iterable[Tensor]) -> Grads:
     for parameter in parameters:
         grad = parameter.grad
         if grad is not None:
+            if type(grad) is not Tensor and not (is_spread(grad) or grad.requires_grad):
+                grad = grad.detach()  # has one made that awaits another optimizer's surgery
             taken[parameter] = placed_as(parameter, grad)
             parameter.grad = None
     return taken

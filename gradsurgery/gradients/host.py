@@ -109,6 +109,32 @@ class Road:
         return torch.cuda.stream(self._stream)
 
 
+def write(
+    places: Sequence[Tensor], grads: Sequence[Tensor], road: Road | None, *, adds: bool, waits: bool
+) -> None:
+    """Copies gradients to their places, or adds them.
+
+    Args:
+        places, grads: where, and what.
+        road: by which they travel, where the places are on the host.
+        adds: whether they are added.
+        waits: as in :meth:`Road.send`.
+
+    Example:
+        >>> place = torch.ones(2)
+        >>> write([place], [torch.ones(2)], None, adds=True, waits=False)
+        >>> place.tolist()
+        [2.0, 2.0]
+    """
+    if road is not None:
+        road.send(places, grads, adds=adds, waits=waits)
+    elif adds:
+        alike = [grad.to(place.dtype) for place, grad in zip(places, grads, strict=True)]
+        torch._foreach_add_(list(places), alike)
+    else:
+        torch._foreach_copy_(list(places), list(grads))
+
+
 class HostRows(Rows):
     """Rows that lie in the host's memory. The passes over them see blocks of columns on the device,
     and what they make goes to memory of its own there.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
 
 from gradsurgery.gradients.shards import local, whole
+
+_BLOCK_COLUMNS = 1 << 20
 
 
 def like(parameter: Tensor, row: Tensor, start: int = 0) -> Tensor:
@@ -87,22 +89,40 @@ def kept(
         >>> kept(parameter, grad, copy=False).data_ptr() == grad.data_ptr()
         True
     """
-    strides = strides_of(real(local(parameter).detach()))
+    form = real(local(parameter).detach())
     dtype = dtype or grad.dtype
     if room is not None:
-        return room(grad.shape, strides, dtype)
-    if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
+        return room(grad.shape, strides_of(form), dtype)
+    is_ours = not copy and is_whole(grad) and grad.dtype == dtype
+    if is_ours and grad.stride() == strides_of(form):
         return grad.detach()
-    made = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
-    return made.copy_(grad)
+    return copied(form, grad, dtype)
+
+
+def check_shape(parameter: Tensor, numbers: Tensor) -> None:
+    """Refuses a parameter that took on another shape after a gradient of it was kept.
+
+    Args:
+        parameter: as it is now.
+        numbers: the gradient, of real numbers.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    shape = numbers.shape[:-1] if parameter.is_complex() else numbers.shape
+    if shape != local(parameter).shape:
+        raise ValueError(
+            "parameter: must keep its shape between a task's backward and step(), got "
+            f"{tuple(local(parameter).shape)} after {tuple(shape)}; call zero_grad() first"
+        )
 
 
 def strides_of(parameter: Tensor) -> tuple[int, ...]:
     """The memory order that autograd promises for a parameter's gradient."""
-    return parameter.stride() if _is_dense(parameter) else _contiguous(parameter.shape)
+    return parameter.stride() if is_dense(parameter) else _contiguous(parameter.shape)
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Tells whether the elements fill one piece of memory, in any order of the dimensions."""
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
@@ -110,6 +130,13 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def copied(parameter: Tensor, grad: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Copies a gradient into memory of its own, in the order that autograd promises."""
+    strides, dtype = strides_of(parameter), dtype or grad.dtype
+    kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
+    return kept.copy_(grad)
 
 
 def _contiguous(shape: torch.Size) -> tuple[int, ...]:
@@ -186,6 +213,12 @@ def _count_alone() -> int:
 
 
 _ALONE = _count_alone()
+
+
+def blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Equal pieces of several gradients of one parameter, each piece flat."""
+    columns = [flat(grad).split(_BLOCK_COLUMNS) for grad in grads]
+    yield from (list(pieces) for pieces in zip(*columns, strict=True))
 
 
 def flat(grad: Tensor) -> Tensor:

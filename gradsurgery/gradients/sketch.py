@@ -20,6 +20,11 @@ _COLUMNS = 1 << 20  # of a stretch, which is all the memory that a projection ta
 class Sketch:
     r"""How gradients are projected where ``memory="sketch"``, and over how many steps averaged.
 
+    The Gram matrix is estimated from k numbers of each task. In ``backward(losses)`` one more
+    backward of the weighted losses follows. In blocks there is none to run again, so the weights
+    go on the next step's gradients: that is another method. A parameter once shared counts as
+    shared from then on.
+
     Args:
         size: k, the numbers that are kept of each task's gradient. Cosines come out with a standard
             deviation of about :math:`1/\sqrt{k}`; models of up to k parameters lose nothing.

@@ -68,7 +68,7 @@ class CRMOGM(MultiTaskOptimizer):
     r"""Averages the weights of any other method over steps.
 
     .. math:: u = \sum_i \bar w_i\, g_i, \qquad
-        \bar w \leftarrow \alpha\, \bar w + (1 - \alpha)\, w(G, \dots)
+        \bar w \leftarrow \alpha\, \bar w + (1 - \alpha)\, w
 
     The first weights of a task are its first average. Costs what the other method costs, and is as
     long as its update usually is. What a method promises of every step, such as to conflict with no

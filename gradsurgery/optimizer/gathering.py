@@ -76,8 +76,8 @@ class Gathering:
         step.handling = self._handling()
         shown: list[Tensor] = []
         block = TaskBlock(name, shown.append)
+        step.seal.enter(name)
         step.is_open = True
-        step.seal.lift()
         self._witness.entered()
         try:
             if step.handling == "plain":
@@ -281,6 +281,7 @@ class Gathering:
         check_features(shared)
         with self._all_or_nothing():
             self._backward_to(losses, shared, retain_graph)
+        self._step.seal.lay(self._step.buffer, self._step.handling)
 
     def _backward_to(
         self, losses: GivenLosses, features: Sequence[Tensor], retain_graph: bool

@@ -36,6 +36,7 @@ from gradsurgery.optimizer.settings import Settings, check_host, shared_paramete
 from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
+from gradsurgery.optimizer.taking import Taking, take
 from gradsurgery.optimizer.task_block import TaskBlock
 from gradsurgery.optimizer.tasks import Tasks
 from gradsurgery.optimizer.update import Update
@@ -55,59 +56,51 @@ class MultiTaskOptimizer(Proxy):
 
     Args:
         base: the optimizer that takes the step.
-        weighting: a :class:`gradsurgery.Method`, or ``gram [T, T] -> weights [T]``, T being the
-            tasks of this step, in the order in which they were first named: where one is absent,
-            ``gram`` is smaller. One with a parameter ``tasks`` is told their names; the state of
-            one that has ``state_dict`` and ``load_state_dict`` is saved and resumed.
+        weighting: a :class:`gradsurgery.Method`, or ``gram [T, T] -> weights [T]`` of the T tasks
+            of this step, in the order in which they were first named. One with a parameter
+            ``tasks`` is told their names; what it gives as ``state_dict()`` is saved and resumed.
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         reduction: ``"sum"``, or ``"mean"`` for the sum over the shared parameters divided by T.
-        scope: ``"shared"``, or ``"all"`` to let every parameter into the Gram matrix and the
-            weights, task-specific ones included, as older implementations do.
+        scope: ``"shared"``, or ``"all"`` to weigh task-specific parameters too, as older
+            implementations do.
         shared: the parameters, or modules of them, that may count as shared; every other keeps its
             plain gradient, whichever tasks reach it. By default all may. Declare them where
             autograd sends zeros to another task's head: in blocks, where outputs are concatenated.
         granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
             ``base``, or each ``"tensor"``.
-        seed: of the random choices, where the method makes any.
-        every: surgery in every ``every``-th step; the steps between use the last weights as weights
-            of the losses on the shared parameters, at the price of the plain sum.
+        seed: of the random choices, if the method makes any.
+        every: surgery in every ``every``-th step; those between take the last weights as weights of
+            the losses on the shared parameters, at the price of the plain sum.
         start_step: steps of plain loss sum before the first surgery, whatever the reduction.
-        on_nonfinite: what a gradient with NaN or infinity in it does: ``"propagate"`` makes the
-            update non-finite too, which ``GradScaler`` relies on; ``"skip_task"`` makes it zero;
-            ``"skip_step"`` leaves the step out and ``"raise"`` raises, both of which read a number
-            from the device. All but the first read every gradient once more, and ``diagnostics``
-            counts what they met. With a ``process_group`` all processes act together, in
-            :meth:`surgery`; ``"skip_task"`` then keeps the tasks' gradients apart.
-        buffer_dtype: type in which the tasks' gradients are kept; that of the gradients by default.
-        buffer_device: ``"cpu"`` keeps them in the host's memory, pinned on CUDA, where copies run
-            while the next task computes; Gram matrix and update are made by blocks of columns, with
-            the same result. It makes no difference to parameters on a CPU.
+        on_nonfinite: what NaN or infinity in a gradient leads to: ``"propagate"``, a non-finite
+            update, as ``GradScaler`` needs it; ``"skip_task"``, zero in its place; ``"skip_step"``,
+            no step; ``"raise"``, an error; the last two read a number from the device. All but the
+            first read every gradient once more, and count what they meet in ``diagnostics``. With a
+            ``process_group`` all processes act together, in :meth:`surgery`.
+        buffer_dtype: type in which the tasks' gradients are kept; by default their own.
+        buffer_device: ``"cpu"`` keeps them in the host's memory, copied while the next task
+            computes, with the same result; of no effect to parameters on a CPU.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
-        process_group: processes that hold the same parameters, each with examples of its own;
-            surgery is that of the gradients' mean over them, in place of the averaging of
-            ``DistributedDataParallel``. Every process must call :meth:`surgery` and :meth:`step`
-            equally often. Not for sharded parameters, which need nothing.
+        process_group: processes with the same parameters and examples of their own; surgery is that
+            of the gradients' mean over them, instead of ``DistributedDataParallel``'s. All must
+            call :meth:`surgery` and :meth:`step` equally often. Sharded parameters need none.
         grad_scaler: the ``GradScaler`` that scales the losses, if one does, for a method that looks
             at losses: it sees them unscaled. May be set later too; it is not copied.
-        memory: ``"rows"`` keeps the tasks' gradients, T·P numbers. ``"sketch"``, or a
-            :class:`Sketch` with options, keeps a random projection of each to k numbers, and makes
-            the weights of the Gram matrix that these give, within about :math:`1/\sqrt{k}` of the
-            gradients' lengths: the memory of the loss sum, for any method that looks at gradients.
-            In :meth:`backward` of losses that are all there, one more backward of the weighted
-            losses follows. In blocks there is none to run again, so the weights go on the *next*
-            step's gradients: that is another method, and its first step is the plain loss sum.
-            A parameter once shared counts as shared from then on.
+        memory: ``"rows"``, T·P numbers; or ``"sketch"``, a :class:`Sketch` with k of each task, for
+            weights within about :math:`1/\sqrt{k}` at the memory of the loss sum. :meth:`backward`
+            then goes back once more; blocks, a generator and :meth:`take` weigh the *next* step's
+            gradients, which is another method, and begin with a step of the plain loss sum.
         monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart;
             ``"sketch"`` estimates them, without T·P numbers.
         warn: whether to warn, once each, of a step without two tasks, and so without surgery; of a
-            new task after many steps without one, where ``tasks`` are not declared; and of
-            ``.grad`` being read while the tasks' gradients are kept apart.
+            new task after many steps without one, where ``tasks`` are not declared; of a block
+            after ``.grad`` was read, and so surgery performed, in the same step; and of ``.grad``
+            being read before a surgery that takes all processes.
 
     Raises:
-        TypeError: ``base`` is not an optimizer, ``weighting`` cannot be called, or
-            ``process_group`` is none.
-        ValueError: ``base`` has no parameters, an option is none of its choices, ``tasks`` names a
-            task twice, or ``process_group`` comes without ``tasks`` or with sharded parameters.
+        TypeError: ``base``, ``weighting`` or ``process_group`` is not what it should be.
+        ValueError: ``base`` has no parameters, ``tasks`` names a task twice, an option is none of
+            its choices, or ``process_group`` lacks ``tasks`` or has sharded parameters.
 
     Example:
         >>> model = torch.nn.Linear(2, 1)
@@ -158,11 +151,9 @@ class MultiTaskOptimizer(Proxy):
             reduction, scope, granularity, every, start_step, fused, bool(monitor), sketch
         )
         fills = on_nonfinite == "skip_task"
-        self._shown = shown = ShownLosses(
-            self._parameters, known, fills=fills, grad_scaler=grad_scaler
-        )
+        self._shown = shown = ShownLosses(self._parameters, known, fills, grad_scaler)
         self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed, shown)
-        seal = Seal(witness.found_early, is_wanted=warn)
+        seal = Seal(self.surgery, witness.found_early, speaks=warn, is_alone=replicas is None)
         buffer = GradientBuffer(buffer_dtype, buffer_device is not None)
         if sketch is not None:
             buffer = SketchBuffer(self._parameters, sketch, surgery.sketch_facts)
@@ -171,6 +162,7 @@ class MultiTaskOptimizer(Proxy):
         parts = self._parameters, known, step, surgery, guard, replicas, witness, self.shared
         self._learning = Learning(self._parameters, known, surgery, told, replicas)
         self._gathering, self._update = Gathering(*parts), Update(*parts, self._learning)
+        self._taking = Taking(*parts, base, self._gathering)
         self._own = OwnState(self._parameters, known, step, surgery, self._update, told)
 
     on_nonfinite: OnNonfinite = delegated("_guard", "choice")
@@ -184,9 +176,7 @@ class MultiTaskOptimizer(Proxy):
     monitor: bool = delegated("_settings", "monitor")
     grad_scaler: torch.amp.GradScaler | None = delegated("_shown", "grad_scaler")
     seed: int = delegated("_surgery", "seed", "Seed of the random choices; the step counts too.")
-    weighting: Method | Weighting = delegated(
-        "_surgery", "weighting", "Method or callable that makes weights of the tasks' gradients."
-    )
+    weighting: Method | Weighting = delegated("_surgery", "weighting", "Makes the tasks' weights.")
 
     @property
     def tasks(self) -> tuple[Hashable, ...]:
@@ -196,9 +186,8 @@ class MultiTaskOptimizer(Proxy):
     def task(self, name: Hashable) -> AbstractContextManager[TaskBlock]:
         """Attributes every gradient made inside the block to one task.
 
-        Any number of backwards may run in it, and any number of blocks of one task in a step: they
-        add up. A block left by an exception counts for nothing, except in a plain loss sum, where
-        autograd itself adds to ``.grad``.
+        Backwards in it, and blocks of one task in a step, add up. A block left by an exception
+        counts for nothing, except in a plain loss sum, where autograd itself adds to ``.grad``.
 
         Args:
             name: the task: a ``str``, a number, ``None``, a tuple of such, or what equals one of
@@ -217,22 +206,17 @@ class MultiTaskOptimizer(Proxy):
     def backward(self, losses: Losses, retain_graph: bool | None = None, *further: object) -> None:
         """Back-propagates one loss for each task and adds the combined gradient to ``.grad``.
 
-        Losses that were put together and taken apart again, as by ``torch.stack(losses)``, reach
-        what each of them depends on, and no other task's head.
-
         Args:
-            losses: a sequence or another collection in the order of ``tasks`` with a loss for each
-                of them, a tensor ``[T]`` of them, a mapping of task names to losses, or a generator
-                of losses or of ``(name, loss)`` pairs. A generator is asked for the next loss after
-                the last one's backward, so that one graph is alive at a time.
+            losses: a collection in the order of ``tasks`` with a loss for each, a tensor ``[T]`` of
+                them, a mapping of task names to losses, or a generator of losses or of ``(name,
+                loss)`` pairs, which is asked for the next one after the last one's backward.
             retain_graph: as in ``Tensor.backward``. By default the graph is kept between the losses
                 of a sequence or mapping, which may share it, and freed by each loss of a generator.
             further: nothing; losses that come one by one instead of in a list are refused.
 
         Raises:
-            TypeError: a loss is not a tensor, or the losses are not in one collection.
-            ValueError: a loss is not a scalar or needs no gradient, their number is not that of the
-                declared tasks, or there is none.
+            TypeError: a loss is not a tensor, or they are not in one collection.
+            ValueError: a loss is no scalar or needs no gradient, or there are not as many as tasks.
 
         Example:
             >>> from gradsurgery import PCGrad
@@ -253,14 +237,8 @@ class MultiTaskOptimizer(Proxy):
         """Does what :meth:`backward` does, but replaces ``.grad`` instead of adding to it, as
         Pytorch-PCGrad and pytorch_optimizer do; a training loop then needs no ``zero_grad()``.
 
-        Gradients kept apart are replaced too, and ``.grad`` of a parameter that no loss reaches
-        becomes ``None``. After an error all gradients are as before.
-
-        Args:
-            losses, retain_graph, further: as in :meth:`backward`.
-
-        Raises:
-            TypeError, ValueError: as :meth:`backward`.
+        Arguments and errors are those of :meth:`backward`. Gradients kept apart are replaced too;
+        a parameter that no loss reaches has none then. After an error all are as before.
         """
         self._gathering.backward_all(
             "pc_backward()", losses, retain_graph, *further, and_replace=self.surgery
@@ -305,11 +283,14 @@ class MultiTaskOptimizer(Proxy):
         """
         self._gathering.backward_to_features(losses, features, retain_graph)
 
+    take = take
+
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.
 
-        Call it where something must see the combined gradient before the step: gradient clipping,
-        ``GradScaler.unscale_`` and ``GradScaler.step``. It does nothing where none is kept apart.
+        So does whatever uses ``.grad`` after a block, such as gradient clipping or ``GradScaler``;
+        but not with a ``process_group`` or sharded parameters: there call it first, everywhere.
+        Without gradients kept apart it does nothing.
 
         Raises:
             FloatingPointError: with a ``process_group`` and ``on_nonfinite="raise"``, on every
@@ -321,14 +302,12 @@ class MultiTaskOptimizer(Proxy):
     def step(self, closure: Callable[[], Any] | None = None, **options: Any) -> Any:
         """Performs surgery on what is still kept apart, then the base optimizer's step.
 
-        Without any gradient nothing happens, as with every optimizer of torch. A step counts, for
-        ``every``, ``start_step`` and the random orders, if a task block or :meth:`backward`
-        belonged to it.
+        Without any gradient nothing happens. A step counts, for ``every``, ``start_step`` and the
+        random orders, if a task block or :meth:`backward` belonged to it.
 
         Args:
             closure: computes the gradients (with task blocks or :meth:`backward`) and returns the
-                loss, for optimizers that evaluate it themselves, once or more often. Gradients made
-                before are combined first, where such an optimizer expects them.
+                loss, for optimizers that evaluate it themselves, once or more often.
             options: what else the base optimizer's ``step`` takes.
 
         Raises:
@@ -347,10 +326,8 @@ class MultiTaskOptimizer(Proxy):
             return self._step_base(closure, inside, **options)
 
     def look_again(self, losses: GivenLosses) -> None:
-        """Shows the method the losses of a step's examples after the step, as :class:`FAMO` needs.
-
-        Call it between :meth:`step` and the next backward, with losses of the same examples; they
-        need no graph. After a step that was left out it does nothing.
+        """Shows the method the losses of a step's examples after :meth:`step`, as :class:`FAMO`
+        needs; they need no graph. After a step that was left out it does nothing.
 
         Args:
             losses: as in :meth:`backward`, without a generator.
@@ -366,11 +343,9 @@ class MultiTaskOptimizer(Proxy):
     def watch(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
         """Lets the diagnostics tell conflicts in groups of parameters apart, such as layers.
 
-        Each group costs one more pass over its gradients in every surgery from now on; an empty
-        mapping ends it.
-
         Args:
-            groups: parameters by a name of the group; a parameter may be in several.
+            groups: parameters by a name of the group; a parameter may be in several. Each costs a
+                pass over its gradients in every surgery; an empty mapping ends it.
 
         Raises:
             TypeError: a name is not a ``str``, or a group holds something else than tensors.

@@ -1,135 +1,247 @@
-"""A zero gradient that tells who reads `.grad` while the tasks' gradients are kept apart."""
+"""Gradients that stand in `.grad` while the tasks' are kept apart: laid, lifted, found."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gradsurgery.gradients.buffer import GradientBuffer
-from gradsurgery.gradients.memory import grad_dtype
+from gradsurgery.gradients.memory import grad_dtype, strides_of
+from gradsurgery.gradients.shards import is_spread
+from gradsurgery.optimizer.awaited import Awaited, kind_of
 
-_DATA = Tensor.data.__get__  # type: ignore[attr-defined]
-_LARGEST = 1 << 16  # elements: what the seal may cost beside the rows
-_COMPILERS = ("torch._dynamo", "torch._subclasses", "torch._functorch", "torch._inductor")
+_UNSCALES = torch._amp_foreach_non_finite_check_and_unscale_
+_NO_DISPATCH = torch._C._disabled_torch_dispatch_impl
 
-
-class _Zeros(Tensor):
-    """A gradient of zeros, which reports every operation on it."""
-
-    report: Callable[[Any], None]
-
-    @classmethod
-    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        # Its type, shape and place are true of the gradient to come, its values are not.
-        if getattr(func, "__name__", "") != "__get__" or func == _DATA:
-            for zeros in _found([*args, *kwargs.values()]):
-                zeros.report(func)
-        with torch._C.DisableTorchFunctionSubclass():
-            return func(*args, **kwargs)
+Pair = tuple[Tensor, Any]  # a parameter and its Awaited, or None where it can have none
 
 
 class Seal:
-    """Lies in the `.grad` of one parameter, the smallest that tasks share, from a block's end until
-    surgery; clipping and logging then meet it where they would have found no gradient.
+    """Lays gradients that await surgery into `.grad`, from a block's end until surgery.
 
-    Autograd adds to it as to any gradient. It is dropped unless something was.
+    What autograd adds to them lies beneath, as does what `.grad` held before. Where `.grad` is set
+    to something else meanwhile, such as `None`, the parameter loses what the tasks gave it.
+
+    A process that may not begin a surgery by itself lays one only, for the smallest parameter that
+    tasks share. It counts as zero, and reports who reads it.
 
     Args:
-        broken: called once, with what to do, when somebody reads it.
-        is_wanted: whether it is ever laid.
+        operate: performs surgery.
+        report: called once, with what to do, when somebody reads too early.
+        speaks: whether to report.
+        is_alone: whether this process may begin a surgery by itself.
     """
 
-    def __init__(self, broken: Callable[[str], None], *, is_wanted: bool) -> None:
-        self._broken = broken
-        self._is_wanted = is_wanted
-        self._is_broken = False
-        self._parameter: Tensor | None = None
-        self._zeros: _Zeros | None = None
-        self._kind: object = None
-        self._version: int | None = None  # None while it lies nowhere
+    def __init__(
+        self,
+        operate: Callable[[], None],
+        report: Callable[[str], None],
+        *,
+        speaks: bool,
+        is_alone: bool,
+    ) -> None:
+        self._operate = operate
+        self._report = report
+        self._speaks = speaks
+        self._is_alone = is_alone
+        self._is_paused = False
+        self._buffer: GradientBuffer | None = None
+        self._pairs: list[Pair] = []  # in the order of the buffer; cached from step to step
+        self._num_used = 0  # pairs, in this step
+        self._laid: list[Pair] = []  # now
+        self._read: list[Pair] = []  # that stand for what surgery has made
+        self._is_reading = False
+        self._is_early = False  # whether surgery was performed by reading, and not again since
+
+    def pause(self, is_paused: bool) -> None:
+        """Lays nothing, between the blocks of one call that ends in surgery."""
+        self._is_paused = is_paused
+
+    def enter(self, task: Hashable) -> None:
+        """Takes them away for a block."""
+        self.lift()
+        if self._is_early:
+            self._is_early = False
+            self._say(
+                f".grad was read (by clipping, perhaps) before the block of task {task!r}, so that "
+                "surgery took place without it; read .grad after the step's last block, or call "
+                "optimizer.surgery() where this is meant"
+            )
 
     def lay(self, buffer: GradientBuffer, handling: str | None) -> None:
-        """Puts it where a parameter's gradient is kept in a buffer and nowhere else."""
-        if not (self._is_wanted and buffer.slots and handling in ("apart", "held")):
+        """Lays one where a parameter's gradients are kept in a buffer."""
+        if self._is_paused or not buffer.slots or handling not in ("apart", "held"):
             return
-        parameter = self._parameter
-        num_tasks = 0 if parameter is None else len(buffer.grads_of(parameter))
-        if num_tasks < min(2, len(buffer.slots)):
-            reached = buffer.shared() or buffer.touched()
-            fitting = [p for p in reached if _may_bear(p)]
-            parameter = min(fitting, key=lambda p: p.numel(), default=None)
-        if parameter is None or parameter.grad is not None:
-            return
-        kind = parameter.shape, parameter.dtype, parameter.device, parameter.stride()
-        if self._zeros is None or parameter is not self._parameter or kind != self._kind:
-            self._zeros = torch.zeros_like(parameter.detach()).as_subclass(_Zeros)
-            self._zeros.report = self._report
-            self._parameter, self._kind = parameter, kind
-        with torch._C.DisableTorchFunctionSubclass():
-            self._version = self._zeros._version
-            parameter.grad = self._zeros
+        touched = buffer.touched()
+        if self._is_alone:
+            self._prepare(touched, buffer)
+        if not self._is_alone:  # as _prepare() may find out
+            self._num_used = 0
+            reached = [p for p in buffer.shared() or touched if not is_spread(p)]
+            if not (self._speaks and reached):
+                return
+            self._prepare([min(reached, key=Tensor.numel)], buffer)
+        self._buffer = buffer
+        for place, pair in enumerate(self._pairs[: self._num_used]):
+            parameter, awaited = pair
+            if awaited is None:
+                continue
+            grad = parameter.grad
+            if grad is not None and (
+                type(grad) is not Tensor or grad.is_sparse or grad.requires_grad
+            ):
+                continue
+            try:
+                parameter.grad = awaited
+            except RuntimeError:  # the parameter was converted since
+                awaited = self._made(parameter, buffer)
+                pair = self._pairs[place] = (parameter, awaited)
+                parameter.grad = awaited
+            if grad is not None:
+                awaited.beneath = grad
+            self._laid.append(pair)
 
     def lift(self) -> None:
-        """Takes it away; what was added to it stays."""
-        if self._version is None or self._parameter is None or self._zeros is None:
+        """Takes them away; what lies beneath, and what was put in their place, stays."""
+        if self._read:
+            self._release()
+        if not self._laid:
             return
-        version, self._version = self._version, None
-        with torch._C.DisableTorchFunctionSubclass():
-            if self._parameter.grad is self._zeros:
-                if self._zeros._version == version:
-                    self._parameter.grad = None
-                else:
-                    self._parameter.grad = self._zeros.as_subclass(Tensor)
-                    self._zeros = None
+        laid, self._laid = self._laid, []
+        lost = []
+        for parameter, awaited in laid:
+            beneath = awaited.beneath
+            if parameter.grad is awaited:
+                parameter.grad = beneath
+            elif awaited.is_replaced:
+                awaited.is_replaced = False
+            else:
+                awaited.seal = None
+                lost.append(parameter)
+            if beneath is not None:
+                awaited.beneath = None
+        if lost and self._buffer is not None:
+            self._buffer.drop(lost)
+            used = self._pairs[: self._num_used]
+            left = [pair for pair in used if pair[1] is None or pair[1].seal is not None]
+            self._pairs[: self._num_used] = left
+            self._num_used = len(left)
 
-    def _report(self, func: Any) -> None:
-        if self._version is None or _compiles():
+    def settle(self) -> None:
+        """Has those that somebody keeps stand for what surgery has put into `.grad`."""
+        self._is_early = self._is_reading
+        for pair, is_kept in self._used():
+            if is_kept or self._is_reading:
+                pair[1].found = pair[0].grad
+                self._read.append(pair)
+
+    def forget(self) -> None:
+        """Takes them away for good; those that somebody keeps stand for nothing."""
+        self.lift()
+        self._is_early = False
+        for (_, awaited), is_kept in self._used():
+            if is_kept and awaited.found is None:
+                awaited.seal = None
+
+    def read(self, awaited: Awaited, func: Any) -> None:
+        """Performs surgery for somebody who uses one of them."""
+        if self._is_alone:
+            self._is_reading = True
+            try:
+                with torch.inference_mode(False):
+                    self._operate()
+            finally:
+                self._is_reading = False
             return
-        if func == torch._amp_foreach_non_finite_check_and_unscale_:
+        if func == _UNSCALES:
             raise ValueError(
                 "GradScaler: must find the combined gradient, but the tasks' gradients are kept "
                 "apart until surgery; call optimizer.surgery() before unscale_() and step()"
             )
-        if not self._is_broken:
-            self._is_broken = True
-            self._broken(
-                ".grad was read (by clipping, perhaps) while the tasks' gradients are kept apart "
-                "until surgery, and holds none of them; call optimizer.surgery() first"
-            )
+        self._say(
+            ".grad was read (by clipping, perhaps) while the tasks' gradients are kept apart "
+            "until surgery, and holds none of them; call optimizer.surgery() first"
+        )
+        if awaited.beneath is None:
+            with torch._C.DisableTorchFunctionSubclass():
+                awaited.beneath = torch.zeros(
+                    awaited.size(), dtype=awaited.dtype, device=awaited.device
+                )
+        awaited.found = awaited.beneath
+
+    def _say(self, what: str) -> None:
+        if self._speaks:
+            self._speaks = False
+            self._report(what)
+
+    def _prepare(self, touched: Sequence[Tensor], buffer: GradientBuffer) -> None:
+        """Sees to it that there is one for each parameter, fit for this step."""
+        pairs = self._pairs
+        for place in range(self._num_used, len(touched)):
+            parameter = touched[place]
+            if place < len(pairs):
+                known, awaited = pairs[place]
+                if known is parameter and awaited is not None and awaited.fits(parameter):
+                    continue
+            pairs[place : place + 1] = [(parameter, self._made(parameter, buffer))]
+        self._num_used = len(touched)
+
+    def _made(self, parameter: Tensor, buffer: GradientBuffer) -> Awaited | None:
+        if is_spread(parameter):
+            self._is_alone = False  # surgery takes the other processes
+        if type(parameter).__torch_dispatch__ is not _NO_DISPATCH:
+            return None
+        dtype = grad_dtype(parameter)
+        is_usual = dtype == parameter.dtype
+        if dtype is None:
+            numbers = next(iter(buffer.grads_of(parameter).values()))
+            dtype = buffer.as_grad(parameter, numbers).dtype
+        awaited: Awaited = Tensor._make_wrapper_subclass(
+            Awaited,
+            parameter.shape,
+            strides=strides_of(parameter),
+            dtype=dtype,
+            device=parameter.device,
+        )
+        awaited.seal, awaited.kind = self, kind_of(parameter) if is_usual else None
+        awaited.beneath, awaited.found, awaited.is_replaced = None, None, False
+        return awaited
+
+    def _used(self) -> Iterator[tuple[Pair, bool]]:
+        """Ends the step for its pairs, and tells which of them somebody keeps."""
+        used, self._num_used = self._pairs[: self._num_used], 0
+        for pair, count in zip(used, _counts(used), strict=True):
+            if pair[1] is not None:
+                yield pair, count > _UNKEPT
+
+    def _release(self) -> None:
+        """Lets go of combined gradients, but for those that somebody keeps."""
+        read, self._read = self._read, []
+        if self._is_early:
+            self._is_early = any(p.grad is awaited.found for p, awaited in read)
+        for (_, awaited), count in zip(read, _counts(read), strict=True):
+            if count <= _UNKEPT:
+                awaited.found = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"broken": self._broken, "is_wanted": self._is_wanted and not self._is_broken}
+        return {
+            "operate": self._operate,
+            "report": self._report,
+            "speaks": self._speaks,
+            "is_alone": self._is_alone,
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__init__(**state)  # type: ignore[misc]
 
 
-def _may_bear(parameter: Tensor) -> bool:
-    return (
-        type(parameter) in (Tensor, torch.nn.Parameter)
-        and parameter.numel() <= _LARGEST
-        and grad_dtype(parameter) in (None, parameter.dtype)
-    )
+def _counts(pairs: Sequence[tuple[Any, Any]]) -> list[int]:
+    """Counts the references to the second of each pair."""
+    return [sys.getrefcount(awaited) for _, awaited in pairs]
 
 
-def _found(values: Any) -> Iterator[_Zeros]:
-    for value in values:
-        if isinstance(value, _Zeros):
-            yield value
-        elif isinstance(value, (list, tuple)):
-            yield from _found(value)
-
-
-def _compiles() -> bool:
-    """Tells whether a compiler looks at the parameters, which is not reading."""
-    frame = sys._getframe(1)
-    while frame is not None:
-        if str(frame.f_globals.get("__name__", "")).startswith(_COMPILERS):
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
+_UNKEPT = _counts([(0, object())])[0]  # where nothing but its pair has it

@@ -26,7 +26,6 @@ class ShownLosses:
         self,
         parameters: Callable[[], Iterator[Tensor]],
         tasks: Tasks,
-        *,
         fills: bool,
         grad_scaler: torch.amp.GradScaler | None,
     ) -> None:

@@ -136,7 +136,7 @@ class Step:
 
     def forget(self) -> None:
         """Begins anew without them."""
-        self.seal.lift()
+        self.seal.forget()
         self.buffer.clear()
         self.end()
 
@@ -239,10 +239,13 @@ class Step:
         if before.slots:
             self.buffer = before.empty()
         if replace:
+            self.seal.forget()
             self.end()
+        self.seal.pause(True)
         try:
             yield
         except BaseException:
+            self.seal.pause(False)
             tasks.restore(names)
             self.handling, self.failed = handling, failed
             self.averaged, self.has_graph, self.losses = averaged, has_graph, losses
@@ -253,7 +256,7 @@ class Step:
             dot_grad.put(parameters, outside)
             self.seal.lay(before, handling)
             raise
-        self.seal.lift()
+        self.seal.pause(False)
         if self.buffer is not before:
             if replace:
                 before.clear()

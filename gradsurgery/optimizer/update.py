@@ -84,6 +84,7 @@ class Update:
             finally:
                 mean.clear()
         self._surgery.settle(self._step)
+        self._step.seal.settle()
 
     def must_be_skipped(self, closure: Callable[[], Any] | None) -> bool:
         """Tells whether the step is to be left out; reads the device, where it may be.

@@ -196,9 +196,22 @@ def test_autocast_may_lie_anywhere(device, where):
 
 @every_device
 @pytest.mark.parametrize("heading", [SCALED, CLIPPED])
-def test_without_surgery_the_scaler_says_that_there_is_nothing(device, heading):
-    with pytest.raises(ValueError, match=r"call optimizer\.surgery\(\) before unscale_\(\)"):
-        trained(heading, device, {"    optimizer.surgery()\n": ""})
+def test_the_scaler_finds_what_surgery_before_it_makes(device, heading):
+    first = "    scaler.unscale_(" if heading == CLIPPED else "    scaler.step("
+    model, space = trained(heading, device, scale(2.0**8))
+    edits = {**scale(2.0**8), first: f"    optimizer.surgery()\n{first}"}
+    explicit, _ = trained(heading, device, edits)
+    assert space["optimizer"].diagnostics.num_surgeries == 6
+    assert_trained(model)
+    assert_close(model, explicit, 0.0)
+
+
+@every_device
+def test_unscaling_before_the_last_block_is_warned_of(device):
+    backward = "            scaler.scale(loss).backward()\n"
+    edits = {backward: f"{backward}        if name == 'b': scaler.unscale_(optimizer)\n"}
+    with pytest.warns(UserWarning, match="before the block of task 'c'"):
+        trained(SCALED, device, edits, num_steps=1)
 
 
 @every_device

@@ -418,3 +418,38 @@ def two_backwards_in_a_row_are_refused_between_processes():
         losses = {task: model(task, batch) for task, batch in batches.items()}
         said = message(ValueError, lambda o=optimizer, given=losses: o.backward(given))
         assert said.startswith('backward(): must be left out where there are memory="sketch"'), said
+
+
+@check
+def taken_gradients_are_those_of_blocks_on_every_process():
+    """A process without any task takes nothing."""
+    me, num = dist.get_rank(), dist.get_world_size()
+    group = dist.group.WORLD
+    for options in ({}, {"every": 2}, {"on_nonfinite": "skip_task"}):
+        taking, in_blocks = Model(), Model()
+        optimizer = watched(
+            PCGrad(sgd(taking), tasks=TASKS, process_group=group, **options), taking
+        )
+        other = watched(
+            PCGrad(sgd(in_blocks), tasks=TASKS, process_group=group, **options), in_blocks
+        )
+        for step in range(4):
+            batches = own_batches(step, uneven, me, num)
+            parameters = list(taking.parameters())
+            optimizer.zero_grad()
+            optimizer.take(
+                {
+                    task: torch.autograd.grad(taking(task, batch), parameters, allow_unused=True)
+                    for task, batch in batches.items()
+                },
+                parameters=parameters,
+            )
+            optimizer.step()
+            train_step(in_blocks, other, batches)
+            for found, expected in zip(parameters, in_blocks.parameters(), strict=True):
+                assert torch.equal(found, expected)
+        assert_equal_everywhere(taking, optimizer)
+    sharded = sharded_model()
+    optimizer = PCGrad(sgd(sharded), tasks=TASKS)
+    stack = torch.zeros(3, *sharded.scale.shape)
+    assert "not sharded" in message(ValueError, lambda: optimizer.take({sharded.scale: stack}))

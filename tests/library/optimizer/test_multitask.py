@@ -1860,7 +1860,6 @@ def begun(num_steps):
     return module, optimizer, losses, expected
 
 
-@pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
 @pytest.mark.parametrize("num_steps", [0, 3])
 def test_a_conversion_between_the_blocks_and_the_step(num_steps):
     module, optimizer, losses, expected = begun(num_steps)
@@ -1885,7 +1884,6 @@ def test_another_shape_between_the_blocks_and_the_step_is_refused(num_steps):
     torch.testing.assert_close(module.weight.grad.double().flatten(), expected)
 
 
-@pytest.mark.filterwarnings("ignore:.*read .by clipping, perhaps. while the tasks'")
 def test_another_type_between_the_blocks_is_refused():
     module, optimizer, _, _ = begun(3)
     module.double()
