@@ -57,7 +57,7 @@ nitpick_ignore_regex = [
     (r"py:class", r"Optimizer|ProcessGroup|Axes|gradsurgery\.[\w.]+\.Batch"),
     (
         r"py:class",
-        r"Granularity|OnNonfinite|Reduction|Scope|Shared|Weighting|Options|SumOptions|Normalizer|Length|.*\.TaskBlock|.*Method",
+        r"Granularity|Memory|Monitor|OnNonfinite|Reduction|Scope|Shared|Weighting|Options|SumOptions|Normalizer|Length|.*\.TaskBlock|.*Method",
     ),  # their choices stand beside the argument
 ]
 

@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 # reads these statements off the compiled file and imports a name when somebody asks for it.
 if TYPE_CHECKING:
     from gradsurgery.diagnostics import Diagnostics as Diagnostics
+    from gradsurgery.gradients.sketch import Sketch as Sketch
     from gradsurgery.kernels.reference import combine as combine, gram_matrix as gram_matrix
     from gradsurgery.method import Method as Method, Seen as Seen
     from gradsurgery.methods.aligned_mtl import (

@@ -14,6 +14,7 @@ PACKAGE = ROOT / "gradsurgery"
 # Wings and files of the library; each imports only those listed above it, and its own files.
 LIBRARY_WINGS = [
     "arguments",
+    "hashing",
     "gradients",
     "distributed",
     "kernels",

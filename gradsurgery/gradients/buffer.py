@@ -9,8 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gradsurgery.gradients.host import Road, write
 from gradsurgery.gradients.layout import Layout
-from gradsurgery.gradients.memory import as_grad, blocks, copied, is_whole, real, strides_of
+from gradsurgery.gradients.memory import as_grad, blocks, check_shape, kept, real
 from gradsurgery.gradients.places import picked, placed_pairs
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import Spread, local, spread, total
@@ -31,9 +32,8 @@ class GradientBuffer:
     Of a parameter that is sharded over processes, everything here is the part of this one; only the
     Gram matrices are summed over all.
 
-    Complex gradients are kept as twice as many real numbers, as torch's optimizers see them.
-
-    Tasks take slots in the order of their arrival, so that the rows in use are always the first.
+    Complex gradients are kept as twice as many real numbers, as torch's optimizers see them. Tasks
+    take slots in the order of their arrival, so that the rows in use are always the first.
 
     A combined gradient lies in the memory of the first task's, a row's too. Where somebody still
     holds it when the next step is about to write there, that memory is left to them, and the
@@ -41,16 +41,22 @@ class GradientBuffer:
 
     Args:
         dtype: type of the rows; ``None`` keeps that of the gradients.
+        on_host: whether rows lie in the host's memory, wherever the parameters are.
     """
 
     dtype: torch.dtype | None = None
+    on_host: bool = False
     slots: dict[int, int] = field(default_factory=dict)  # task -> slot
     _touched: dict[Tensor, set[int]] = field(default_factory=dict)  # parameter -> slots
     _loose: dict[Tensor, dict[int, Tensor]] = field(default_factory=dict)
     _layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
-        self._layout = Layout(self.dtype)
+        self._layout = Layout(self.dtype, self.on_host)
+
+    def empty(self) -> GradientBuffer:
+        """Gives another one like it, without any gradients."""
+        return GradientBuffer(self.dtype, self.on_host)
 
     @property
     def num_bytes(self) -> int:
@@ -81,8 +87,8 @@ class GradientBuffer:
         self._unsettle()
         slot = self.slots.setdefault(task, len(self.slots))
         self._layout.reserve(slot + 1)
-        home_of = self._layout.home
-        targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
+        home_of, road = self._layout.home, None
+        targets: dict[tuple[bool, Road | None], tuple[list[Tensor], list[Tensor]]] = {}
         for parameter, given in grads:
             grad = local(given)
             if grad.is_complex():
@@ -91,21 +97,23 @@ class GradientBuffer:
             again = slot in slots
             slots.add(slot)
             home = home_of.get(parameter)
+            if self.on_host:
+                road = self._layout.road(grad.device, is_known=home is not None)
             if home is not None:
                 target = home.view(parameter, slot)
             elif again:
                 target = self._loose[parameter][slot]
             else:
-                kept = self._keep(parameter, grad, copy=copy)
-                self._loose.setdefault(parameter, {})[slot] = kept
-                continue
-            targets[again][0].append(target)
-            targets[again][1].append(grad)
-        for again, (into, new) in targets.items():
-            if again and into:
-                torch._foreach_add_(into, [g.to(t.dtype) for t, g in zip(into, new, strict=True)])
-            elif into:
-                torch._foreach_copy_(into, new)
+                room = None if road is None else road.room
+                target = kept(parameter, grad, self.dtype, copy=copy, room=room)
+                self._loose.setdefault(parameter, {})[slot] = target
+                if road is None:
+                    continue
+            into, new = targets.setdefault((again, road), ([], []))
+            into.append(target)
+            new.append(grad)
+        for (adds, to_host), (into, new) in targets.items():
+            write(into, new, to_host, adds=adds, waits=copy)
 
     def adopt(self, tasks: Sequence[int], stacks: Mapping[Tensor, Tensor]) -> None:
         """Keeps the gradients ``[T, *shape]`` of all tasks there are in this step where they lie;
@@ -156,26 +164,25 @@ class GradientBuffer:
         reached leaves the rows."""
         self.check_shapes()
         num_slots = len(self.slots)
-        blank: list[Tensor] = []
         for rows in self._layout.in_use():
+            blank: list[tuple[Tensor, int]] = []
             for parameter in rows.segments:
                 is_here = self._layout.place(parameter) is rows
                 slots = self._touched.get(parameter, set()) if is_here else set()
                 if len(slots) == 1:
                     (slot,) = slots
                     if parameter not in self._loose:
-                        self._loose[parameter] = {slot: rows.view(parameter, slot).clone()}
+                        self._loose[parameter] = {slot: rows.taken(parameter, slot)}
                     slots = set()
-                blank += [rows.view(parameter, s) for s in range(num_slots) if s not in slots]
-        if blank:
-            torch._foreach_zero_(blank)
+                blank += [(parameter, s) for s in range(num_slots) if s not in slots]
+            rows.blank(blank)
 
     def _unsettle(self) -> None:
         """Takes back what settle() did to the rows, for a step that goes on after it."""
         home = self._layout.home
         for parameter in [p for p in self._loose if p in home]:
             for slot, grad in self._loose.pop(parameter).items():
-                home[parameter].view(parameter, slot).copy_(grad)
+                home[parameter].put(parameter, slot, grad)
 
     def grams(
         self,
@@ -201,15 +208,16 @@ class GradientBuffer:
         for rows in self._layout.in_use():
             if rows.matrix is not None:
                 for bounds, owners in rows.runs(units):
-                    for unit, gram in zip(
-                        owners, gram_matrices(rows.matrix[:num_slots], bounds), strict=True
-                    ):
-                        add(rows.over, unit, gram)
+                    for piece in rows.pieces(num_slots, bounds):
+                        found_here = gram_matrices(piece.matrix, piece.bounds)
+                        for unit, gram in zip(piece.owners(owners), found_here, strict=True):
+                            add(rows.over, unit, gram)
         for parameter, loose in self._loose.items():
             if len(loose) > 1 or alone:
                 for unit in units.of(parameter):
                     for block in blocks(loose.values()):
-                        gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
+                        stacked = self._layout.stacked(parameter, block)
+                        gram = gram_matrices(stacked, [0, stacked.shape[1]])[0]
                         add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
         spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
@@ -244,26 +252,32 @@ class GradientBuffer:
         """
         for rows in self._layout.in_use():
             if rows.matrix is not None:
-                used = rows.matrix[: len(self.slots)]
-                here = weights.to(used.device, non_blocking=True)
+                here = weights.to(rows.device, non_blocking=True)
                 for bounds, owners in rows.runs(units):
-                    combine_segments(picked(here, owners), used, bounds, rows.out(used))
+                    for piece in rows.pieces(len(self.slots), bounds):
+                        chosen, out = picked(here, piece.owners(owners)), rows.out(piece.matrix)
+                        combine_segments(chosen, piece.matrix, piece.bounds, out)
+                        rows.give(out, piece.column)
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
             first = 0
             if loose is not None and len(slots) == 1:
                 ((first, grad),) = loose.items()
+                grad = loose[first] = self._layout.here(parameter, grad)
                 if alone_weights is not None:
                     (unit,) = units.of(parameter)
                     grad.mul_(alone_weights[unit, first].to(grad.device, non_blocking=True))
             elif loose is not None:
                 first, grad = next(iter(loose.items()))
                 (unit,) = units.of(parameter)
-                here = weights[unit].to(grad.device, non_blocking=True)
+                update = self._layout.here(parameter, grad)
+                here = weights[unit].to(update.device, non_blocking=True)
                 chosen = picked(here, list(loose))[None]
-                for block in blocks(loose.values()):
-                    combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
+                for *parts, target in blocks([*loose.values(), update]):
+                    stacked = self._layout.stacked(parameter, parts)
+                    combine_segments(chosen, stacked, [0, target.numel()], target)
+                loose[first] = update
             result[parameter] = self.hand_out(parameter, first)
         return result
 
@@ -271,7 +285,7 @@ class GradientBuffer:
         """Gives what we keep of a parameter in a slot, as ``.grad`` may have it."""
         loose, layout = self._loose.get(parameter), self._layout
         if loose is not None and slot in loose:
-            grad = loose[slot]
+            grad = self._layout.here(parameter, loose[slot])
         elif parameter in layout.copied and parameter not in layout.given:
             grad = layout.home[parameter].view(parameter, slot).clone()
         else:
@@ -291,23 +305,16 @@ class GradientBuffer:
         self._layout.check_given()
         for parameter, slots in self._touched.items():
             if parameter in self._loose:
-                kept = self._loose[parameter][next(iter(slots))]
+                check_shape(parameter, self._loose[parameter][next(iter(slots))])
             elif self._layout.place(parameter).has_another_shape(parameter):
-                kept = self._layout.place(parameter).view(parameter, 0)
-            else:
-                continue
-            shape = kept.shape[:-1] if parameter.is_complex() else kept.shape
-            if shape != local(parameter).shape:
-                raise ValueError(
-                    "parameter: must keep its shape between a task's backward and step(), got "
-                    f"{tuple(local(parameter).shape)} after {tuple(shape)}; call zero_grad() first"
-                )
+                check_shape(parameter, self._layout.place(parameter).view(parameter, 0))
 
     def move_into(self, other: GradientBuffer) -> None:
         """Adds everything to another buffer."""
         self._copy_given()
         for task, slot in self.slots.items():
-            grads = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
+            here = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
+            grads = [(p, self._layout.here(p, grad)) for p, grad in here]
             other.capture(task, grads, copy=False)
         self.clear()
 
@@ -318,15 +325,6 @@ class GradientBuffer:
         self._touched.clear()
         self._loose.clear()
 
-    def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
-        """A gradient of our own, in the memory order that autograd promises for the parameter."""
-        dtype = self.dtype or grad.dtype
-        like = real(local(parameter).detach())
-        is_ours = not copy and is_whole(grad) and grad.dtype == dtype
-        if is_ours and grad.stride() == strides_of(like):
-            return grad.detach()
-        return copied(like, grad, dtype)
-
     def layout(self) -> tuple[list[Tensor], int]:
         """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
         parameters with a place in the rows, in order, and the number of rows."""
@@ -334,8 +332,8 @@ class GradientBuffer:
 
     def restore(self, parameters: Iterable[Tensor], num_rows: int) -> None:
         """Starts anew with the layout of another buffer."""
-        self.__init__(self.dtype)  # type: ignore[misc]
-        self._layout = Layout.of_saved(self.dtype, parameters, num_rows)
+        self.__init__(self.dtype, self.on_host)  # type: ignore[misc]
+        self._layout = Layout.of_saved(self.dtype, self.on_host, parameters, num_rows)
 
     def __getstate__(self) -> dict[str, Any]:
         if self.slots:
@@ -343,8 +341,8 @@ class GradientBuffer:
                 "optimizer: cannot be copied or pickled between a task block and step(), while it "
                 f"holds gradients of {len(self.slots)} task(s); call step() or zero_grad() first"
             )
-        return {"dtype": self.dtype, "layout": self.layout()}
+        return {"dtype": self.dtype, "on_host": self.on_host, "layout": self.layout()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.dtype = state["dtype"]
+        self.dtype, self.on_host = state["dtype"], state["on_host"]
         self.restore(*state["layout"])

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.gradients.given_rows import GivenRows
+from gradsurgery.gradients.host import HostRows, Road, is_away
 from gradsurgery.gradients.memory import grad_dtype
 from gradsurgery.gradients.rows import Rows
 from gradsurgery.gradients.shards import Spread, local, spread
@@ -22,6 +23,7 @@ class Layout:
 
     Args:
         dtype: type of the rows; ``None`` keeps that of the gradients.
+        on_host: whether rows lie in the host's memory, wherever the parameters are.
 
     Attributes:
         row_sets: all rows there are.
@@ -31,6 +33,7 @@ class Layout:
     """
 
     dtype: torch.dtype | None = None
+    on_host: bool = False
     row_sets: list[Rows] = field(default_factory=list)
     home: dict[Tensor, Rows] = field(default_factory=dict)
     copied: set[Tensor] = field(default_factory=set)
@@ -38,6 +41,7 @@ class Layout:
     _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
     _dtypes: dict[Tensor, torch.dtype] = field(default_factory=dict)  # of gradients, any allowed
     _most_tasks: int = 0  # in any step so far
+    _roads: dict[torch.device, Road] = field(default_factory=dict)
 
     @property
     def num_bytes(self) -> int:
@@ -170,10 +174,39 @@ class Layout:
 
     @classmethod
     def of_saved(
-        cls, dtype: torch.dtype | None, parameters: Iterable[Tensor], num_rows: int
+        cls,
+        dtype: torch.dtype | None,
+        on_host: bool,
+        parameters: Iterable[Tensor],
+        num_rows: int,
     ) -> Layout:
         """Makes the layout that :meth:`saved` told of."""
-        return cls(dtype, _newly_shared=dict.fromkeys(parameters), _most_tasks=num_rows)
+        newly_shared = dict.fromkeys(parameters)
+        return cls(dtype, on_host, _newly_shared=newly_shared, _most_tasks=num_rows)
+
+    def road(self, device: torch.device, *, is_known: bool = True) -> Road | None:
+        """The way from a device to the host, for gradients that are kept there.
+
+        Args:
+            device: the device.
+            is_known: whether the gradient is of a parameter with a place in the rows. Others go to
+                the host too in the first step, in which no parameter has one.
+        """
+        if not (self.on_host and is_away(device)) or (self.home and not is_known):
+            return None
+        return self._roads.setdefault(device, self._roads.get(device) or Road(device))
+
+    def here(self, parameter: Tensor, grad: Tensor) -> Tensor:
+        """A gradient, or a part of one, on the device of its parameter."""
+        road = self.road(local(parameter).device)
+        if road is None or grad.device == road.device:
+            return grad
+        road.join()
+        return road.fetch(grad)
+
+    def stacked(self, parameter: Tensor, pieces: Iterable[Tensor]) -> Tensor:  # [T, ...]
+        """Flat pieces of a parameter's gradients as rows, on its device."""
+        return torch.stack([self.here(parameter, piece) for piece in pieces])
 
     def _lay_out(self) -> None:
         kinds: dict[tuple[torch.device, torch.dtype, Spread | None], list[Tensor]] = {}
@@ -181,7 +214,14 @@ class Layout:
             dtype = grad_dtype(parameter) or self._dtypes.get(parameter, parameter.dtype)
             kind = (local(parameter).device, self.dtype or dtype.to_real(), spread(parameter))
             kinds.setdefault(kind, []).append(parameter)
-        self.row_sets = [Rows(*kind, parameters) for kind, parameters in kinds.items()]
+        self.row_sets = []
+        for (device, dtype, over), parameters in kinds.items():
+            road = self.road(device)
+            self.row_sets.append(
+                Rows(device, dtype, over, parameters)
+                if road is None
+                else HostRows(road, dtype, over, parameters)
+            )
         self.home = {p: rows for rows in self.row_sets for p in rows.segments}
         self._newly_shared = {}
         self.reserve(self._most_tasks)

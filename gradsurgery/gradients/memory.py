@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 from torch import Tensor
@@ -79,6 +79,56 @@ def _of_pairs(numbers: Tensor, parameter: Tensor) -> Tensor:
         given = zip(sizes, numbers.stride()[:-1], strides, strict=True)
         strides = [free if size == 1 else stride for size, stride, free in given]
     return numbers.as_strided(numbers.shape, (*strides, 1))
+
+
+def kept(
+    parameter: Tensor,
+    grad: Tensor,
+    dtype: torch.dtype | None = None,
+    *,
+    copy: bool,
+    room: Callable[[torch.Size, tuple[int, ...], torch.dtype], Tensor] | None = None,
+) -> Tensor:
+    """Makes a gradient ours, in the memory order that autograd promises for the parameter.
+
+    Args:
+        parameter: whose gradient it is.
+        grad: real numbers.
+        dtype: the type that is wanted; by default that of the gradient.
+        copy: whether somebody else goes on using the gradient.
+        room: gives memory for a shape, strides and a type, where the gradient will be copied to.
+
+    Example:
+        >>> parameter, grad = torch.ones(2, requires_grad=True), torch.zeros(2)
+        >>> kept(parameter, grad, copy=False).data_ptr() == grad.data_ptr()
+        True
+    """
+    form = real(local(parameter).detach())
+    dtype = dtype or grad.dtype
+    if room is not None:
+        return room(grad.shape, strides_of(form), dtype)
+    is_ours = not copy and is_whole(grad) and grad.dtype == dtype
+    if is_ours and grad.stride() == strides_of(form):
+        return grad.detach()
+    return copied(form, grad, dtype)
+
+
+def check_shape(parameter: Tensor, numbers: Tensor) -> None:
+    """Refuses a parameter that took on another shape after a gradient of it was kept.
+
+    Args:
+        parameter: as it is now.
+        numbers: the gradient, of real numbers.
+
+    Raises:
+        ValueError: with both shapes.
+    """
+    shape = numbers.shape[:-1] if parameter.is_complex() else numbers.shape
+    if shape != local(parameter).shape:
+        raise ValueError(
+            "parameter: must keep its shape between a task's backward and step(), got "
+            f"{tuple(local(parameter).shape)} after {tuple(shape)}; call zero_grad() first"
+        )
 
 
 def strides_of(parameter: Tensor) -> tuple[int, ...]:

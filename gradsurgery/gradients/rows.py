@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -47,6 +48,26 @@ class Units:
     def of(self, parameter: Tensor) -> Sequence[int]:
         """The numbers of a parameter's groups."""
         return (0,) if self._of is None else self._of.get(parameter, ())
+
+
+class Piece(NamedTuple):
+    """Neighbouring columns of some rows, for one call of a kernel.
+
+    Attributes:
+        matrix: ``[T, ...]``.
+        bounds: of segments in it.
+        first: the first of these among the segments that were asked for.
+        column: of the rows, at which ``matrix`` begins.
+    """
+
+    matrix: Tensor
+    bounds: Sequence[int]
+    first: int
+    column: int
+
+    def owners(self, units: Sequence[int]) -> Sequence[int]:
+        """The units of its segments, of those of all."""
+        return units[self.first : self.first + len(self.bounds) - 1]
 
 
 class Rows:
@@ -94,7 +115,7 @@ class Rows:
         stride = _row_stride(self.num_columns)
         if stride % 2 and any(parameter.is_complex() for parameter in self.segments):
             stride += 1
-        padded = torch.empty(num_rows, stride, dtype=self.dtype, device=self.device)
+        padded = self._room(num_rows, stride)
         larger = padded[:, : self.num_columns]
         if self.matrix is not None:
             larger[: self.num_rows].copy_(self.matrix)
@@ -103,6 +124,9 @@ class Rows:
             {p: like(local(p), row, start) for p, start in self.segments.items()} for row in larger
         ]
         self._aliases = [{} for _ in larger]
+
+    def _room(self, num_rows: int, stride: int) -> Tensor:
+        return torch.empty(num_rows, stride, dtype=self.dtype, device=self.device)
 
     def is_outdated(self) -> bool:
         """Tells whether a parameter has another device, type, shape or memory order than when its
@@ -157,6 +181,27 @@ class Rows:
                     found[-1][0].append(end)
                     found[-1][1].append(unit)
         return found
+
+    def pieces(self, num_slots: int, bounds: Sequence[int]) -> Iterator[Piece]:
+        """The columns of some segments, as kernels see them."""
+        assert self.matrix is not None
+        yield Piece(self.matrix[:num_slots], bounds, 0, 0)
+
+    def give(self, combined: Tensor, column: int) -> None:
+        """Does nothing with what became of some columns: it lies in the first row."""
+
+    def blank(self, places: Sequence[tuple[Tensor, int]]) -> None:
+        """Sets segments to zero, by parameter and slot."""
+        if places:
+            torch._foreach_zero_([self.view(parameter, slot) for parameter, slot in places])
+
+    def put(self, parameter: Tensor, slot: int, grad: Tensor) -> None:
+        """Copies a gradient to its place."""
+        self.view(parameter, slot).copy_(grad)
+
+    def taken(self, parameter: Tensor, slot: int) -> Tensor:
+        """A copy of a segment."""
+        return self.view(parameter, slot).clone()
 
     def view(self, parameter: Tensor, slot: int) -> Tensor:
         """A parameter's segment of a row, in the shape of the parameter."""

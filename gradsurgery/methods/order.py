@@ -8,6 +8,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from gradsurgery.hashing import drawn, key_of, mix
+
 
 def projection_order(
     num_tasks: int,
@@ -42,13 +44,13 @@ def projection_order(
     """
     if num_tasks < 1:
         raise ValueError(f"num_tasks: must be at least 1, got {num_tasks}")
-    key, device = _key(seed, step, device)
+    key, device = key_of(seed, step, device)
     if isinstance(key, int) and num_tasks <= _MOST_ON_HOST and str(device or "cpu") == "cpu":
         rows = [range(task * num_tasks, (task + 1) * num_tasks) for task in range(num_tasks)]
-        drawn = [[cast("int", _mix(key, cell)) for cell in row] for row in rows]
-        order = [sorted(range(num_tasks), key=row.__getitem__) for row in drawn]
+        cells = [[cast("int", mix(key, cell)) for cell in row] for row in rows]
+        order = [sorted(range(num_tasks), key=row.__getitem__) for row in cells]
         return torch.tensor(order, device=device)
-    keys = _random(num_tasks * num_tasks, key, device)
+    keys = drawn(num_tasks * num_tasks, key, device)
     return keys.view(num_tasks, num_tasks).argsort(dim=-1, stable=True)
 
 
@@ -67,43 +69,10 @@ def standard_normals(
         >>> bool((standard_normals(3, 7, 1)[:2] == standard_normals(2, 7, 1)).all())
         True
     """
-    pairs = _random(2 * number, *_key(seed, step, device)).view(number, 2)
+    pairs = drawn(2 * number, *key_of(seed, step, device)).view(number, 2)
     dtype = torch.float32 if pairs.device.type == "mps" else torch.float64
     radius, angle = ((pairs.to(dtype) + 0.5) / 2**32).unbind(-1)  # between 0 and 1, never at either
     return (-2 * radius.log()).sqrt() * (2 * math.pi * angle).cos()
 
 
-def _key(
-    seed: int, step: int | Tensor, device: torch.device | str | None
-) -> tuple[int | Tensor, torch.device | str | None]:
-    """Mixes seed and step into one number, and tells the device that it is wanted on."""
-    if isinstance(step, Tensor):
-        device = step.device if device is None else device
-        step = step.to(device, torch.int64)
-    key: int | Tensor = 0  # of the host's numbers as long as there are no others
-    for part in (seed, seed >> 32, step, step >> 32):
-        key = _mix(key, part)
-    return key, device
-
-
-def _random(
-    number: int, key: int | Tensor, device: torch.device | str | None
-) -> Tensor:  # [number]
-    """Draws 32-bit integers."""
-    cells = torch.arange(number, dtype=torch.int64, device=device)
-    return cast("Tensor", _mix(key, cells))
-
-
 _MOST_ON_HOST = 4  # a third of the time for three tasks, more for six
-_MASK = 0xFFFFFFFF
-# Odd and below 2**27, so that its product with a 32-bit number never overflows a signed 64-bit one
-# and the same bits come out of every device.
-_MULTIPLIER = 0x45D9F3B
-
-
-def _mix(key: int | Tensor, value: int | Tensor) -> int | Tensor:
-    """A 32-bit number that depends on every bit of a 32-bit key and the low 32 of a value."""
-    mixed = ((key ^ (value & _MASK)) + 0x9E3779B9) & _MASK
-    for _ in range(3):
-        mixed = ((mixed ^ (mixed >> 16)) * _MULTIPLIER) & _MASK
-    return mixed ^ (mixed >> 16)

@@ -11,7 +11,7 @@ import torch
 
 from gradsurgery.method import FixedWeights
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
-from gradsurgery.optimizer.options import Options, SumOptions
+from gradsurgery.optimizer.options import Monitor, Options, SumOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -28,7 +28,8 @@ class LossSum(MultiTaskOptimizer):
         base: the optimizer that takes the step.
         tasks: the names that :meth:`task` admits; by default every new name is a new task.
         monitor: gather the diagnostics of conflicts, for the memory and passes of surgery, without
-            changing the update.
+            changing the update; with ``"sketch"``, or a :class:`Sketch` with options, within about
+            :math:`1/\sqrt{k}` of the gradients' lengths, for k numbers a task.
         scope, shared, buffer_dtype, fused: of the monitor, as in :class:`MultiTaskOptimizer`.
         on_nonfinite, process_group: as in :class:`MultiTaskOptimizer`.
 
@@ -44,12 +45,20 @@ class LossSum(MultiTaskOptimizer):
     """
 
     def __init__(
-        self, base: torch.optim.Optimizer, *, monitor: bool = False, **options: Unpack[SumOptions]
+        self,
+        base: torch.optim.Optimizer,
+        *,
+        monitor: Monitor = False,
+        **options: Unpack[SumOptions],
     ) -> None:
         self._sum(base, FixedWeights(), monitor, options)
 
     def _sum(
-        self, base: torch.optim.Optimizer, method: FixedWeights, monitor: bool, options: SumOptions
+        self,
+        base: torch.optim.Optimizer,
+        method: FixedWeights,
+        monitor: Monitor,
+        options: SumOptions,
     ) -> None:
         given = dict(options)
         for name in Options.__optional_keys__ - SumOptions.__optional_keys__:
@@ -97,7 +106,7 @@ class WeightedSum(LossSum):
         base: torch.optim.Optimizer,
         weights: Mapping[Any, float] | Sequence[float],
         *,
-        monitor: bool = False,
+        monitor: Monitor = False,
         **options: Unpack[SumOptions],
     ) -> None:
         tasks = options.get("tasks")

@@ -24,6 +24,7 @@ from gradsurgery.optimizer.features import FeatureGradients, check_features
 from gradsurgery.optimizer.losses import GivenLosses, Losses, check_one_list, named, one_by_one
 from gradsurgery.optimizer.nonfinite import Guard, drop_unless
 from gradsurgery.optimizer.roots import beyond_joins, check_not_summed
+from gradsurgery.optimizer.second_backward import back_propagate, check_alone
 from gradsurgery.optimizer.step import Handling, Step
 from gradsurgery.optimizer.surgery import Surgery
 from gradsurgery.optimizer.task_block import TaskBlock
@@ -127,8 +128,10 @@ class Gathering:
             if self._shared is not None and not self._surgery.weighs_losses:
                 kept = {p: grad for p, grad in grads.items() if p in self._shared}
                 plain = {p: grads[p] for p in grads if p not in kept} if apart else grads
-            if apart or self._surgery.settings.monitor:
+            if apart or self._surgery.settings.monitor or self._surgery.sketches:
                 step.buffer.capture(task, list(kept.items()), copy=not apart)
+            if step.handling == "sketched":
+                return
             if not apart:
                 self._surgery.scale(task, grads)
             if self._surgery.knows_weights:
@@ -219,14 +222,38 @@ class Gathering:
             return
         roots = beyond_joins(losses)
         last = list(losses)[-1]
+        goes_back_twice = handling == "weighted" and self._surgery.sketches
+        if goes_back_twice:
+            check_alone(self._parameters(), has_group=self._replicas is not None)
+            self._step.handling = "sketched"
         for name, loss in losses.items():
             retain = name != last if retain_graph is None else retain_graph
+            retain = retain or goes_back_twice
             with self.block(name) as block:
                 if name in roots:
                     self._note_loss(name, loss)
                     roots[name].back_propagate(loss, retain)
                 else:
                     block.backward(loss, retain)
+        if goes_back_twice:
+            self._backward_again(losses, bool(retain_graph))
+
+    def _backward_again(self, losses: Mapping[Hashable, Tensor], retain_graph: bool) -> None:
+        """Back-propagates the losses with the weights that their sketches gave."""
+        step, surgery = self._step, self._surgery
+        step.averaged.clear()
+        self._witness.saw(list(losses))
+        shared: set[Tensor] = set()
+        weights = [torch.ones(2)] * len(losses)
+        if step.buffer.touched():
+            with torch.no_grad():
+                surgery.operate(step.buffer, step)
+                mean = surgery.settings.reduction == "mean"
+                tasks = [self._tasks.number(name) for name in losses]
+                weights = [surgery.last.of(task, mean=mean) for task in tasks]
+            shared.update(surgery.last.shared)
+        step.handling = "weighted"
+        back_propagate(list(losses.values()), weights, self._parameters(), shared, retain_graph)
 
     def _backward_weighted(
         self, losses: Mapping[Hashable, Tensor], retain_graph: bool | None

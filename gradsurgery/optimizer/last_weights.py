@@ -47,6 +47,28 @@ class LastWeights:
         touched = buffer.touched() if alone else []
         self._alone = {p: units.of(p)[0] for p in touched if p not in self._shared}
 
+    @property
+    def shared(self) -> list[Tensor]:
+        """The parameters that several tasks reached, of one unit."""
+        return list(self._shared)
+
+    def of(self, task: int, *, mean: bool) -> Tensor:  # [2]
+        """The weight of a task for the shared parameters and for those that one task alone reached,
+        where there is one unit.
+
+        Args:
+            task: its number.
+            mean: as in :meth:`scale`.
+        """
+        (weight,) = self._of[task]
+        of_shared = weight / len(self._of) if mean else weight
+        return torch.stack([of_shared, weight if self._alone else torch.ones_like(weight)])
+
+    def where_finite(self, buffer: GradientBuffer, weights: Tensor) -> Tensor:  # [S, T], by slot
+        """Gives new weights, or where one is not finite those that are kept, or else 1."""
+        old = [self._of.get(task, torch.ones_like(weights[:, 0])) for task in buffer.slots]
+        return torch.where(weights.isfinite().all(), weights, torch.stack(old, -1).to(weights))
+
     def scale(self, task: int, grads: Mapping[Tensor, Tensor], *, mean: bool) -> None:
         """Multiplies a task's gradients by its last weight, in place.
 

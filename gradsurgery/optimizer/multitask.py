@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
@@ -15,16 +15,24 @@ from gradsurgery.arguments import Shared, check_floating
 from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.gradients.sketch_buffer import SketchBuffer
 from gradsurgery.method import FromGram, Method, Weighting
 from gradsurgery.optimizer.gathering import Gathering
 from gradsurgery.optimizer.learning import Learning
 from gradsurgery.optimizer.losses import GivenLosses, Losses
 from gradsurgery.optimizer.nonfinite import Guard
-from gradsurgery.optimizer.options import Granularity, OnNonfinite, Reduction, Scope
+from gradsurgery.optimizer.options import (
+    Granularity,
+    Memory,
+    Monitor,
+    OnNonfinite,
+    Reduction,
+    Scope,
+)
 from gradsurgery.optimizer.own_state import OwnState
 from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
-from gradsurgery.optimizer.settings import Settings, shared_parameters
+from gradsurgery.optimizer.settings import Settings, check_host, shared_parameters, sketch_of
 from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
@@ -70,13 +78,20 @@ class MultiTaskOptimizer(Proxy):
             first read every gradient once more, and count what they meet in ``diagnostics``. With a
             ``process_group`` all processes act together, in :meth:`surgery`.
         buffer_dtype: type in which the tasks' gradients are kept; by default their own.
+        buffer_device: ``"cpu"`` keeps them in the host's memory, copied while the next task
+            computes, with the same result; of no effect to parameters on a CPU.
         fused: ``None`` takes the best kernels there are, ``False`` the reference, ``True`` insists.
         process_group: processes with the same parameters and examples of their own; surgery is that
             of the gradients' mean over them, instead of ``DistributedDataParallel``'s. All must
             call :meth:`surgery` and :meth:`step` equally often. Sharded parameters need none.
         grad_scaler: the ``GradScaler`` that scales the losses, if one does, for a method that looks
             at losses: it sees them unscaled. May be set later too; it is not copied.
-        monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart.
+        memory: ``"rows"``, T·P numbers; or ``"sketch"``, a :class:`Sketch` with k of each task, for
+            weights within about :math:`1/\sqrt{k}` at the memory of the loss sum. :meth:`backward`
+            then goes back once more; blocks, a generator and :meth:`take` weigh the *next* step's
+            gradients, which is another method, and begin with a step of the plain loss sum.
+        monitor: gather the diagnostics of conflicts for a method that keeps no gradients apart;
+            ``"sketch"`` estimates them, without T·P numbers.
         warn: whether to warn, once each, of a step without two tasks, and so without surgery; of a
             new task after many steps without one, where ``tasks`` are not declared; of a block
             after ``.grad`` was read, and so surgery performed, in the same step; and of ``.grad``
@@ -112,10 +127,12 @@ class MultiTaskOptimizer(Proxy):
         start_step: int = 0,
         on_nonfinite: OnNonfinite = "propagate",
         buffer_dtype: torch.dtype | None = None,
+        buffer_device: Literal["cpu"] | None = None,
         fused: bool | None = None,
         process_group: ProcessGroup | None = None,
         grad_scaler: torch.amp.GradScaler | None = None,
-        monitor: bool = False,
+        memory: Memory = "rows",
+        monitor: Monitor = False,
         warn: bool = True,
     ) -> None:
         super().__init__(base)
@@ -128,12 +145,19 @@ class MultiTaskOptimizer(Proxy):
         self._tasks = known = Tasks(names, witness.met_new)
         replicas = Replicas.of(process_group, self._parameters(), known.names)
         self.diagnostics = told = Diagnostics()
-        self._settings = Settings(reduction, scope, granularity, every, start_step, fused, monitor)
+        check_host(buffer_device, memory, process_group)
+        sketch = sketch_of(memory, monitor, method, on_nonfinite)
+        self._settings = Settings(
+            reduction, scope, granularity, every, start_step, fused, bool(monitor), sketch
+        )
         fills = on_nonfinite == "skip_task"
         self._shown = shown = ShownLosses(self._parameters, known, fills, grad_scaler)
         self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed, shown)
         seal = Seal(self.surgery, witness.found_early, speaks=warn, is_alone=replicas is None)
-        self._step = step = Step(GradientBuffer(buffer_dtype), seal)
+        buffer = GradientBuffer(buffer_dtype, buffer_device is not None)
+        if sketch is not None:
+            buffer = SketchBuffer(self._parameters, sketch, surgery.sketch_facts)
+        self._step = step = Step(buffer, seal)
         self._guard = guard = Guard(on_nonfinite, known, told, replicas)
         parts = self._parameters, known, step, surgery, guard, replicas, witness, self.shared
         self._learning = Learning(self._parameters, known, surgery, told, replicas)

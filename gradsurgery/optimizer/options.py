@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, TypedDict
 import torch
 
 from gradsurgery.arguments import Shared
+from gradsurgery.gradients.sketch import Sketch
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -16,6 +17,8 @@ Reduction = Literal["sum", "mean"]
 Scope = Literal["shared", "all"]
 OnNonfinite = Literal["propagate", "raise", "skip_task", "skip_step"]
 Granularity = Literal["model", "group", "tensor"]
+Memory = Literal["rows", "sketch"] | Sketch
+Monitor = bool | Literal["sketch"] | Sketch
 
 
 class SumOptions(TypedDict, total=False):
@@ -26,6 +29,7 @@ class SumOptions(TypedDict, total=False):
     shared: Shared | None
     on_nonfinite: OnNonfinite
     buffer_dtype: torch.dtype | None
+    buffer_device: Literal["cpu"] | None
     fused: bool | None
     process_group: ProcessGroup | None
 
@@ -35,6 +39,7 @@ class Options(SumOptions, total=False):
 
     reduction: Reduction
     granularity: Granularity
+    memory: Memory
     seed: int
     every: int
     start_step: int

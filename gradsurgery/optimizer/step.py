@@ -15,13 +15,15 @@ from torch.optim import Optimizer
 from gradsurgery.arguments import check_integer, check_places
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.gradients.sketch_buffer import SketchBuffer
 from gradsurgery.optimizer.seal import Seal
 from gradsurgery.optimizer.tasks import Tasks
 
 # What becomes of a task's gradient when its block ends. It is kept apart until surgery; or added to
 # .grad, multiplied by the task's weight; or held back until all processes know whether it is
 # finite, and then added likewise; or autograd itself has added it and nothing is left to do.
-Handling = Literal["apart", "weighted", "held", "plain"]
+# While a sketch of it is all that is wanted, because another backward follows, it is dropped.
+Handling = Literal["apart", "weighted", "held", "plain", "sketched"]
 
 
 class Clock:
@@ -142,10 +144,13 @@ class Step:
         """Gives what decides where gradients will lie, and so how their sums are rounded."""
         places = {parameter: place for place, parameter in enumerate(parameters)}
         in_rows, num_rows = self.buffer.layout()
-        return {
+        state: dict[str, Any] = {
             "in_rows": [places[parameter] for parameter in in_rows if parameter in places],
             "num_rows": num_rows,
         }
+        if isinstance(self.buffer, SketchBuffer):
+            state["sketches"] = self.buffer.averages()
+        return state
 
     def check_state(self, state: Mapping[str, Any], num_parameters: int) -> None:
         """Refuses a state that none can have, before anything is changed.
@@ -160,11 +165,22 @@ class Step:
                 f"state_dict: num_rows must be at most the {len(state['tasks'])} tasks, found "
                 f"{state['num_rows']}; take another checkpoint"
             )
+        for by_task in state.get("sketches", ()):
+            check_places("state_dict: sketches", list(by_task), len(state["tasks"]))
+            for kept in by_task.values():
+                if not (isinstance(kept, Tensor) and kept.is_floating_point() and kept.ndim == 1):
+                    raise TypeError(
+                        "state_dict: sketches must be floating tensors in 1-d, found "
+                        f"{type(kept).__name__}; take another checkpoint"
+                    )
 
     def load_state_dict(self, state: Mapping[str, Any], parameters: Sequence[Tensor]) -> None:
         """Takes the state back."""
         in_rows = [parameters[place] for place in state["in_rows"]]
-        self.buffer.restore(in_rows, state["num_rows"])
+        if isinstance(self.buffer, SketchBuffer):
+            self.buffer.restore(in_rows, state["num_rows"], state.get("sketches", ()))
+        else:
+            self.buffer.restore(in_rows, state["num_rows"])
 
     def check_closed(self, what: str) -> None:
         """Refuses a call inside a block.
@@ -221,7 +237,7 @@ class Step:
         outside = dot_grad.hide(parameters, self.buffer)
         before = self.buffer
         if before.slots:
-            self.buffer = GradientBuffer(before.dtype)
+            self.buffer = before.empty()
         if replace:
             self.seal.forget()
             self.end()

@@ -18,12 +18,14 @@ from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.places import picked
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import local
+from gradsurgery.gradients.sketch_buffer import SketchBuffer
 from gradsurgery.method import FromGram, Method, Seen, Weighting, check_state
 from gradsurgery.optimizer.last_weights import LastWeights
 from gradsurgery.optimizer.settings import Settings
 from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Clock, Handling, Step
 from gradsurgery.optimizer.tasks import Tasks
+from gradsurgery.optimizer.units import by_task, units_of
 from gradsurgery.optimizer.watched import Watched
 
 _PRECISE = (torch.float64, torch.complex128)
@@ -65,11 +67,11 @@ class Surgery:
         self.settings = settings
         self.shown = shown
         self.clock = Clock(check_integer("seed", seed))
-        self.watched = Watched(self._parameters)
+        self.watched = Watched(self._parameters, is_possible=settings.sketch is None)
         self._base = base
         self._tasks = tasks
         self._diagnostics = diagnostics
-        self._last = LastWeights()
+        self.last = LastWeights()
 
     @property
     def seed(self) -> int:
@@ -95,8 +97,22 @@ class Surgery:
             return "plain"
         if self.knows_weights:
             return "weighted"
+        return "apart" if self._is_due and self.settings.sketch is None else "weighted"
+
+    @property
+    def _is_due(self) -> bool:
         since = self.clock.num_steps - self.settings.start_step
-        return "apart" if since % self.settings.every == 0 or not self._last else "weighted"
+        return since % self.settings.every == 0 or not self.last
+
+    @property
+    def sketches(self) -> bool:
+        """Tells whether weights are made of sketches in this step."""
+        is_asked = self.settings.sketch is not None and self.method.needs_gram
+        return is_asked and self.has_begun and self._is_due
+
+    def sketch_facts(self) -> tuple[int, bool]:
+        """Gives the seed of the sketches, and whether task-specific parameters are in them."""
+        return self.clock.seed, self.settings.scope == "all"
 
     @property
     def has_begun(self) -> bool:
@@ -153,7 +169,7 @@ class Surgery:
             weights, _ = self.weigh(None, [task], {}, next(iter(grads.values())).device)
             dot_grad.multiply(grads.values(), weights[0, 0])
         elif not self.method.has_fixed_weights:
-            self._last.scale(task, grads, mean=self.settings.reduction == "mean")
+            self.last.scale(task, grads, mean=self.settings.reduction == "mean")
         elif (weight := self.fixed_weight(task)) != 1.0:
             torch._foreach_mul_([local(grad) for grad in grads.values()], weight)
 
@@ -168,27 +184,36 @@ class Surgery:
         of_tasks = sorted(buffer.slots)
         chosen = self.kernels_for(buffer.touched())
         buffer.settle()
-        units = self._units(buffer)
+        sketch = self.settings.sketch if self.sketches else None
+        is_delayed = sketch is not None and step.handling == "weighted"
+        if sketch is not None and is_delayed and isinstance(buffer, SketchBuffer):
+            buffer.average(sketch.momentum)
+        units = units_of(buffer, self._base, self.settings, needs_gram=self.method.needs_gram)
         shared = buffer.touched() if self.settings.scope == "all" else buffer.shared()
         gram = watched = None
         if self.method.needs_gram or self.settings.monitor:
             gram = buffer.grams(chosen.gram_matrices, units, alone=self.settings.scope == "all")
-            gram = _by_task(gram, buffer)
+            gram = by_task(gram, buffer)
         touched = buffer.touched()
         noise, device = self.noise_of(touched), touched[0].device
-        if self.method.needs_losses and step.handling == "apart":
+        if self.method.needs_losses and (step.handling == "apart" or sketch is not None):
             self.shown.check(of_tasks, step.losses)
         weights, coefficients = self.weigh(
             gram, of_tasks, step.losses, device, noise, units.numbers if shared else ()
         )
         if self.watched.groups and gram is not None:
             groups = Units(self.watched.groups.values())
-            watched = _by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
+            watched = by_task(buffer.grams(chosen.gram_matrices, groups, alone=False), buffer)
         self.record(of_tasks, gram, weights, coefficients, watched)
-        if step.handling == "apart":
+        if step.handling == "apart" or sketch is not None:
             place = {task: place for place, task in enumerate(of_tasks)}
             by_slot = [place[task] for task in buffer.slots]
-            self._write(buffer, units, picked(weights.T, by_slot).T)
+            weights = picked(weights.T, by_slot).T
+        if step.handling == "apart":
+            self._write(buffer, units, weights)
+        elif sketch is not None:
+            chosen_weights = self.last.where_finite(buffer, weights) if is_delayed else weights
+            self.last.keep(buffer, units, chosen_weights, alone=self.settings.scope == "all")
         step.losses.clear()
         buffer.clear()
 
@@ -269,14 +294,15 @@ class Surgery:
     def facts(self) -> tuple[object, ...]:
         """Gives what processes must have alike."""
         used = self.settings
-        return self.seed, used.reduction, used.scope, used.granularity, self.clock.num_steps
+        chosen = used.reduction, used.scope, used.granularity, used.sketch
+        return self.seed, *chosen, self.clock.num_steps
 
     def state_dict(self) -> dict[str, Any]:
         """Gives the clock, the method's state and the last weights."""
         state = {"seed": self.clock.seed, "num_steps": self.clock.read()}
         of_method = self.method.state_dict()
         if not self.method.has_fixed_weights:
-            state.update(self._last.state_dict(list(self._parameters())))
+            state.update(self.last.state_dict(list(self._parameters())))
         return {**state, "weighting": of_method} if of_method else state
 
     def check_state(self, state: Mapping[str, Any]) -> None:
@@ -291,7 +317,7 @@ class Surgery:
                 f"state_dict: num_steps must be below 2**63, found {state['num_steps']}; "
                 "take another checkpoint"
             )
-        self._last.check_state(state, len(state["tasks"]), sum(1 for _ in self._parameters()))
+        self.last.check_state(state, len(state["tasks"]), sum(1 for _ in self._parameters()))
         if "weighting" in state:
             check_state(self.method, state["weighting"])
 
@@ -300,31 +326,18 @@ class Surgery:
         self.clock.restore(check_integer("state_dict", state["seed"]), state["num_steps"])
         if "weighting" in state:
             self.method.load_state_dict(state["weighting"])
-        self._last.load_state_dict(state, list(self._parameters()))
+        self.last.load_state_dict(state, list(self._parameters()))
 
     def _write(self, buffer: GradientBuffer, units: Units, weights: Tensor) -> None:  # [S, T]
         """Adds the combined gradient to ``.grad``; weights are by slot."""
         if self.settings.every > 1:
-            self._last.keep(buffer, units, weights, alone=self.settings.scope == "all")
+            self.last.keep(buffer, units, weights, alone=self.settings.scope == "all")
         of_shared = self.reduced(weights)
         of_alone = weights if self.settings.scope == "all" else None
         if not self.method.needs_gram:
             of_alone = of_shared  # all of a loss is weighted
         combine = self.kernels_for(buffer.touched()).combine_segments
         dot_grad.add(buffer.combine(combine, units, of_shared, of_alone))
-
-    def _units(self, buffer: GradientBuffer) -> Units:
-        """Tells which parameters the method looks at together."""
-        if not self.method.needs_gram:
-            return Units()  # weights of losses are alike for all of them
-        if self.settings.granularity == "group":
-            return Units(group["params"] for group in self._base.param_groups)
-        if self.settings.granularity == "tensor":
-            kept = set(buffer.touched() if self.settings.scope == "all" else buffer.shared())
-            if kept:
-                placed = [(place, p) for place, p in enumerate(self._parameters()) if p in kept]
-                return Units(([p] for _, p in placed), [place for place, _ in placed])
-        return Units()
 
     def _parameters(self) -> Iterator[Tensor]:
         for group in self._base.param_groups:
@@ -333,11 +346,3 @@ class Surgery:
 
 def _are_fused(chosen: ModuleType) -> bool:
     return chosen.__name__.endswith(".fused")
-
-
-def _by_task(grams: Tensor, buffer: GradientBuffer) -> Tensor:  # [S, T, T]
-    """Gram matrices of a buffer's slots as those of its tasks, in their order."""
-    slots = [slot for _, slot in sorted(buffer.slots.items())]
-    if slots == list(range(len(slots))):
-        return grams
-    return picked(picked(grams.permute(1, 2, 0), slots).transpose(0, 1), slots).permute(2, 1, 0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,9 +12,11 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gradsurgery.distributed.averaging import AveragedBuffer
+from gradsurgery.distributed.collectives import average, sum_over
 from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
+from gradsurgery.gradients.sketch_buffer import SketchBuffer
 from gradsurgery.optimizer.learning import Learning
 from gradsurgery.optimizer.nonfinite import Guard, drop_tasks
 from gradsurgery.optimizer.step import Step
@@ -163,7 +166,7 @@ class Update:
         else:
             buffer.clear()
 
-    def _average(self, replicas: Replicas) -> AveragedBuffer:
+    def _average(self, replicas: Replicas) -> GradientBuffer:
         """Averages the per-task gradients over the replicas, and replaces ``.grad`` by its mean."""
         step, parameters = self._step, list(self._parameters())
         options = (
@@ -189,14 +192,17 @@ class Update:
             self._release(outside)
             with_outside.update(parameter for parameter, by in tasks_of.items() if by)
             tasks_of = tasks_of if self._surgery.settings.monitor else {}
-        mean = AveragedBuffer(
-            step.buffer,
-            tasks_of,
-            {p: outside.get(p) for p in parameters if p in with_outside},
-            self._surgery.weighs_alone,
-            replicas.group,
-        )
-        dot_grad.add(mean.outside)
+        to_average = {p: outside.get(p) for p in parameters if p in with_outside}
+        mean: GradientBuffer
+        if isinstance(step.buffer, SketchBuffer):
+            mean = step.buffer
+            mean.mean_over(tasks_of, partial(sum_over, group=replicas.group), replicas.group.size())
+            dot_grad.add(average(to_average, replicas.group))
+        else:
+            mean = averaged = AveragedBuffer(
+                step.buffer, tasks_of, to_average, self._surgery.weighs_alone, replicas.group
+            )
+            dot_grad.add(averaged.outside)
         step.averaged.update(parameters)
         if self._surgery.method.needs_losses and mean.slots:
             device = parameters[0].device

@@ -12,10 +12,14 @@ class Watched:
 
     Args:
         parameters: lists the parameters that a group may hold.
+        is_possible: whether parts of a gradient can be told apart.
     """
 
-    def __init__(self, parameters: Callable[[], Iterator[Tensor]]) -> None:
+    def __init__(
+        self, parameters: Callable[[], Iterator[Tensor]], *, is_possible: bool = True
+    ) -> None:
         self._parameters = parameters
+        self._is_possible = is_possible
         self.groups: dict[str, list[Tensor]] = {}
 
     def choose(self, groups: Mapping[str, Iterable[Tensor]]) -> None:
@@ -23,8 +27,13 @@ class Watched:
 
         Raises:
             TypeError: a name is not a ``str``, or a group holds something else than tensors.
-            ValueError: as :meth:`check`.
+            ValueError: as :meth:`check`, or there can be no groups.
         """
+        if groups and not self._is_possible:
+            raise ValueError(
+                "watch(): must be left out where gradients are sketched, each as a whole; choose "
+                'memory="rows" or monitor=True'
+            )
         chosen = {}
         for name, parameters in groups.items():
             chosen[name] = [parameters] if isinstance(parameters, Tensor) else list(parameters)

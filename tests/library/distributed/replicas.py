@@ -408,6 +408,19 @@ def weights_of_losses_are_of_their_mean_where_a_process_has_no_examples():
 
 
 @check
+def two_backwards_in_a_row_are_refused_between_processes():
+    """No process could wait for the others' sketches in the middle of a backward."""
+    me, num = dist.get_rank(), dist.get_world_size()
+    options = {"tasks": TASKS, "memory": "sketch"}
+    for model, group in ((Model(), dist.group.WORLD), (sharded_model(), None)):
+        optimizer = PCGrad(sgd(model), process_group=group, **options)
+        batches = own_batches(0, even, me, num)
+        losses = {task: model(task, batch) for task, batch in batches.items()}
+        said = message(ValueError, lambda o=optimizer, given=losses: o.backward(given))
+        assert said.startswith('backward(): must be left out where there are memory="sketch"'), said
+
+
+@check
 def taken_gradients_are_those_of_blocks_on_every_process():
     """A process without any task takes nothing."""
     me, num = dist.get_rank(), dist.get_world_size()

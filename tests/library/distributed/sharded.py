@@ -5,13 +5,20 @@ import torch.distributed as dist
 from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
 from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import (
+    ColwiseParallel,
+    RowwiseParallel,
+    parallelize_module,
+)
 
 from gradsurgery import PCGrad
 from tests.library.distributed.training import (
     TASKS,
     WRAPPERS,
     Joined,
+    Model,
     assert_equal_everywhere,
     assert_same,
     batch_of,
@@ -54,8 +61,49 @@ def fsdp_is_one_process_for_every_method():
 def hybrid_sharding_is_one_process():
     num = dist.get_world_size()
     mesh = init_device_mesh("cpu", (2, num // 2), mesh_dim_names=("copies", "shards"))
-    for name in ("pcgrad", "tensor"):
+    for name in ("pcgrad", "tensor", "sketch"):
         compare_sharded(WRAPPERS[name], mesh)
+
+
+def compare_on_mesh(wrapper, model, data):
+    """Processes that share a place of ``data`` see the same examples."""
+    me, num = (0, 1) if data is None else (data.get_local_rank(), data.size())
+    optimizer = watched(wrapper(base=sgd(model)), model)
+    joined = Joined(wrapper, even, num_processes=num, model=Model(width=8))
+    for step in range(3):
+        joined.step(step)
+        optimizer.zero_grad()
+        blocks(model, optimizer, own_batches(step, even, me, num))
+        optimizer.step()
+    assert_same(model, optimizer, joined)
+    assert_equal_everywhere(model, optimizer)
+
+
+def parallel_trunk(mesh):
+    """A model with the trunk's two layers cut by their hidden units."""
+    model = Model(width=8)
+    plan = {"0": ColwiseParallel(), "2": RowwiseParallel()}
+    parallelize_module(model.trunk, mesh, plan)
+    return model
+
+
+@check
+def tensor_parallelism_is_one_process():
+    mesh = init_device_mesh("cpu", (dist.get_world_size(),))
+    for name in ("pcgrad", "mean-all", "tensor", "sketch"):
+        compare_on_mesh(WRAPPERS[name], parallel_trunk(mesh), None)
+
+
+@check
+def tensor_parallelism_under_fsdp_is_one_process():
+    """Two dimensions of one mesh: examples and shards over one, hidden units over the other."""
+    num = dist.get_world_size()
+    mesh = init_device_mesh("cpu", (2, num // 2), mesh_dim_names=("data", "units"))
+    for name in ("pcgrad", "mean-all", "tensor", "every", "sketch", "sketch-averaged"):
+        model = parallel_trunk(mesh["units"])
+        fully_shard(model.trunk, mesh=mesh["data"])
+        fully_shard(model, mesh=mesh["data"])
+        compare_on_mesh(WRAPPERS[name], model, mesh["data"])
 
 
 @check

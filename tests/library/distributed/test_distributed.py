@@ -14,7 +14,7 @@ import torch
 from tests.library.distributed.worker import CHECKS, run
 
 SECONDS = 240  # all checks take 10 on an idle machine
-ONLY_FOUR = {"hybrid_sharding_is_one_process"}
+ONLY_FOUR = {"hybrid_sharding_is_one_process", "tensor_parallelism_under_fsdp_is_one_process"}
 
 
 def checks_of(num_processes):

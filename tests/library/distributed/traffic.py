@@ -11,7 +11,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from gradsurgery import PCGrad
+from gradsurgery import PCGrad, Sketch
 from tests.library.distributed.training import TASKS, blocks, check, train_step
 
 
@@ -70,6 +70,18 @@ def bytes_of_a_step():
                 train_step(model, optimizer, dict.fromkeys(TASKS))
         more = 0 if policy == "propagate" else 2 * share * num_tasks
         found[f"process_group, {policy}"] = (sum(sent.values()), derived + more)
+
+    optimizer = PCGrad(
+        torch.optim.SGD((model := Trunk()).parameters(), lr=1e-3),
+        tasks=TASKS,
+        process_group=dist.group.WORLD,
+        memory=Sketch(256),
+    )
+    for _ in range(2):
+        with counted(num) as sent:
+            train_step(model, optimizer, dict.fromkeys(TASKS))
+    numbers = 4 * (columns + num_tasks * 256) + tensors * (num_tasks + 1)
+    found["process_group, sketch"] = (sum(sent.values()), 2 * share * numbers)
 
     replica = DistributedDataParallel(Trunk())
     sent_by_ddp = []

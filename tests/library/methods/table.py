@@ -87,6 +87,9 @@ WRAPPERS = {
     "weighted-sum-monitor": lambda base: WeightedSum(
         base, [1.0, 0.5, 2.0], tasks=TASKS, monitor=True
     ),
+    "loss-sum-sketch": lambda base: LossSum(base, tasks=TASKS, monitor="sketch"),
+    "pcgrad-host": lambda base: PCGrad(base, tasks=TASKS, buffer_device="cpu"),
+    "pcgrad-sketch": lambda base: PCGrad(base, tasks=TASKS, memory="sketch"),
     "pcgrad-every-3": lambda base: PCGrad(base, tasks=TASKS, every=3, start_step=2),
     **{
         name: lambda base, make=make: make(base, tasks=TASKS)

@@ -466,7 +466,8 @@ class Shell:
 def use_everything(model, optimizer, saved):
     """Training that goes through every method."""
     optimizer.load_state_dict(copy.deepcopy(saved))
-    optimizer.watch({"first": model.trunk[0].parameters()})
+    if optimizer._settings.sketch is None:
+        optimizer.watch({"first": model.trunk[0].parameters()})
     for step in range(4):
         train_step(model, optimizer, step)
         optimizer.zero_grad()

@@ -420,8 +420,26 @@ def make_every_third():
     return weights
 
 
+def make_late():
+    """By `backward`, in odd steps, as ever; in blocks with the weights of the step before."""
+    last, projected = {}, make_pcgrad(seed=0)()
+
+    def weights(rows, seen):
+        tasks = seen["tasks"]
+        now = [last.get(task, 1.0) for task in tasks]
+        found = projected(rows, seen).tolist()
+        last.clear()
+        last.update(zip(tasks, found, strict=True) if len(tasks) > 1 else ())
+        return torch.tensor(found if seen["step"] % 2 else now, dtype=torch.float64)
+
+    return weights
+
+
 LOOPS = {
     "loss-sum": lambda: Loop(make_ones),
+    "loss-sum-sketch": lambda: Loop(make_ones),
+    "pcgrad-host": lambda: Loop(make_pcgrad(seed=0)),
+    "pcgrad-sketch": lambda: Loop(make_late, asks_alone=True),
     "loss-sum-monitor": lambda: Loop(make_ones),
     "weighted-sum": lambda: Loop(make_weighted, asks_alone=True, heads_too=True),
     "weighted-sum-monitor": lambda: Loop(make_weighted, asks_alone=True, heads_too=True),
