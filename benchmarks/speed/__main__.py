@@ -1,4 +1,4 @@
-"""The command line: `table`, `kernels`, `capture`, `shared`, `adamw`, `weights` and `trainer`."""
+"""The command line: the performance table, and what its parts and their growth cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,17 @@ from pathlib import Path
 import torch
 
 from benchmarks.multitask_bert.page.markdown import table as draw_table
-from benchmarks.speed import adamw, capture, frozen, kernels, shared, table, trainer, weights
+from benchmarks.speed import (
+    adamw,
+    capture,
+    frozen,
+    growth,
+    kernels,
+    shared,
+    table,
+    trainer,
+    weights,
+)
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Settings
 from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, make_bert
@@ -56,6 +66,8 @@ def _parser() -> argparse.ArgumentParser:
     for name, command, text in (
         ("table", _table, "the performance table: every target, measured and judged"),
         ("kernels", _kernels, "the parts of surgery over T and P: CSV and plot"),
+        ("steps", _steps, "what PCGrad adds to whole steps over T and P, and a formula for it"),
+        ("predict", _predict, "what it adds to the step of a model, by that formula"),
         ("capture", _capture, "three ways to keep each task's gradient: time and memory"),
         ("shared", _shared, "losses of one batch: FLOPs, time and memory, beside TorchJD's"),
         ("adamw", _adamw, "combining inside AdamW's update, and before it: time and memory"),
@@ -72,7 +84,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default 7")
         sub.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs")
-        if name not in ("adamw", "shared", "trainer"):
+        if name in ("table", "kernels", "capture", "weights"):
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         else:
             sub.set_defaults(device="cpu")
@@ -85,15 +97,26 @@ def _parser() -> argparse.ArgumentParser:
                              help="folder of the data files")  # fmt: skip
             sub.add_argument("--encoder", type=Path, required=needed, metavar="DIR",
                              help="folder of a BERT-format checkpoint")  # fmt: skip
-        if name == "kernels":
-            sub.add_argument(
-                "--tasks", type=_positive, nargs="+", default=kernels.NUM_TASKS, metavar="T",
-                help="default 2 3 8 40",
-            )  # fmt: skip
-            sub.add_argument(
-                "--parameters", type=float, nargs="+", default=kernels.NUM_PARAMETERS, metavar="P",
-                help="default 1e5 1e6 1e7 1e8",
-            )  # fmt: skip
+        if name == "predict":
+            sub.add_argument("--tasks", type=_positive, required=True, metavar="T")
+            sub.add_argument("--parameters", type=float, required=True, metavar="P",
+                             help="that tasks share, such as 22.7e6")  # fmt: skip
+            sub.add_argument("--tensors", type=_positive, default=100, metavar="N",
+                             help="that these are in, default 100")  # fmt: skip
+            sub.add_argument("--step", type=float, metavar="SECONDS",
+                             help="of your loss sum, for the overhead in per cent")  # fmt: skip
+            sub.add_argument("--measured", type=Path, metavar="FILE",
+                             help="steps.csv of `steps`; default: some sizes, now")  # fmt: skip
+        if name in ("kernels", "steps"):
+            sizes = kernels if name == "kernels" else growth
+            for option, kind, values in (
+                ("--tasks", _positive, sizes.NUM_TASKS),
+                ("--parameters", float, sizes.NUM_PARAMETERS),
+            ):
+                sub.add_argument(
+                    option, type=kind, nargs="+", default=values, metavar=option[2].upper(),
+                    help="default " + " ".join(f"{value:.4g}" for value in values),
+                )  # fmt: skip
             sub.add_argument(
                 "--out", type=Path, default=Path("runs/speed"), metavar="DIR",
                 help="default runs/speed",
@@ -143,6 +166,50 @@ def _kernels(options: argparse.Namespace) -> None:
     print("\n".join(draw_table(list(kernels.FIELDS), cells)))
     print(about)
     print(f"wrote {options.out / 'kernels.csv'} and {options.out / 'kernels.png'}")
+
+
+def _steps(options: argparse.Namespace) -> None:
+    tasks, parameters = options.tasks, [int(number) for number in options.parameters]
+    if options.quick:
+        tasks, parameters = (2, 3), [1000, 10_000]
+    lines = []
+    for line in growth.measure(tasks, parameters, rounds=options.rounds, seed=options.seed):
+        lines.append(line)
+        print(f"T, P, N = {line.size}: {line.extra * 1e3:.3f} ms", file=sys.stderr)
+    growth.write_csv(lines, options.out / "steps.csv")
+    formula = growth.Formula.fitted(lines)
+    header = ["T", "P", "N", "plain loop, ms", "PCGrad adds, ms", "formula, ms"]
+    cells = [
+        [
+            *map(str, line.size),
+            *(f"{1e3 * t:.3f}" for t in (line.plain, line.extra, formula.seconds(*line.size))),
+        ]
+        for line in lines
+    ]
+    print("\n".join(draw_table(header, cells)))
+    print(f"PCGrad adds {formula}")
+    print(describe("cpu", [f"{options.rounds} rounds"]))
+    print(f"wrote {options.out / 'steps.csv'}")
+
+
+def _predict(options: argparse.Namespace) -> None:
+    if options.measured is None:
+        tasks, parameters = ((2, 3), (1000, 10_000)) if options.quick else _SOME_SIZES
+        measured = growth.measure(tasks, parameters, rounds=options.rounds, seed=options.seed)
+        lines = list(measured)
+    else:
+        lines = growth.read_csv(options.measured)
+    formula = growth.Formula.fitted(lines)
+    size = options.tasks, int(options.parameters), options.tensors
+    extra, rows = formula.seconds(*size), 4 * options.tasks * int(options.parameters)
+    print(f"PCGrad adds {formula}")
+    print(f"T, P, N = {size}: {extra * 1e3:.3g} ms a step, rows of {rows / 1e6:.4g} MB in float32")
+    if options.step is not None:
+        print(f"{100 * extra / options.step:.3g} % of a step of {options.step:g} s")
+    print(describe("cpu", [f"{options.rounds} rounds"]))
+
+
+_SOME_SIZES = (2, 10, 40), (10_000, 100_000, 1_000_000)
 
 
 def _capture(options: argparse.Namespace) -> None:

@@ -175,7 +175,12 @@ def make_bert(
 
 
 def make_mlp(
-    num_tasks: int, num_parameters: int, *, device: str = "cpu", seed: int = 0
+    num_tasks: int,
+    num_parameters: int,
+    *,
+    num_layers: int = _MLP_LAYERS,
+    device: str = "cpu",
+    seed: int = 0,
 ) -> Workload:
     """A multilayer perceptron of about so many parameters, for sweeps over T and P.
 
@@ -184,6 +189,7 @@ def make_mlp(
     Args:
         num_tasks: T.
         num_parameters: about P.
+        num_layers: of two tensors each.
         device: where everything is.
         seed: of weights and inputs.
 
@@ -191,11 +197,11 @@ def make_mlp(
         >>> make_mlp(num_tasks=2, num_parameters=100_000).num_shared
         99224
     """
-    width = max(2, math.isqrt(num_parameters // _MLP_LAYERS) - 1)
+    width = max(2, math.isqrt(num_parameters // num_layers) - 1)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         layers: list[nn.Module] = []
-        for _ in range(_MLP_LAYERS):
+        for _ in range(num_layers):
             layers += [nn.Linear(width, width), nn.Tanh()]
         inputs = [torch.randn(_MLP_BATCH, width).to(device) for _ in range(num_tasks)]
         return Workload(nn.Sequential(*layers).to(device), width, inputs)
