@@ -49,6 +49,7 @@ class GradientBuffer:
     slots: dict[int, int] = field(default_factory=dict)  # task -> slot
     _touched: dict[Tensor, set[int]] = field(default_factory=dict)  # parameter -> slots
     _loose: dict[Tensor, dict[int, Tensor]] = field(default_factory=dict)
+    _is_settled: bool = False
     _layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -75,37 +76,43 @@ class GradientBuffer:
             grads: pairs of a parameter and its gradient.
             copy: whether the caller goes on using the gradients; otherwise they become ours.
         """
+        layout, touched = self._layout, self._touched
         if not self.slots:
-            self._layout.prepare()
-        self._layout.check_dtypes(grads, are_first=not self.slots)
-        self._unsettle()
+            layout.prepare()
+        layout.check_dtypes(grads, are_first=not self.slots)
+        if self._is_settled:
+            self._unsettle()
         slot = self.slots.setdefault(task, len(self.slots))
-        self._layout.reserve(slot + 1)
-        home_of = self._layout.home
-        targets: dict[bool, tuple[list[Tensor], list[Tensor]]] = {True: ([], []), False: ([], [])}
+        layout.reserve(slot + 1)
+        views = layout.views[slot]
+        # New gradients, and those to be added to others: where they go, and what goes there.
+        new: tuple[list[Tensor], list[Tensor]] = [], []
+        more: tuple[list[Tensor], list[Tensor]] = [], []
         for parameter, given in grads:
-            grad = local(given)
+            grad = given if type(given) is Tensor else local(given)
             if grad.is_complex():
                 grad = real(grad)
-            slots = self._touched.setdefault(parameter, set())
-            again = slot in slots
-            slots.add(slot)
-            home = home_of.get(parameter)
-            if home is not None:
-                target = home.view(parameter, slot)
-            elif again:
-                target = self._loose[parameter][slot]
+            slots = touched.get(parameter)
+            if slots is None:
+                slots = touched[parameter] = set()
+            target = views.get(parameter)
+            if slot in slots:
+                into, what = more
+                target = self._loose[parameter][slot] if target is None else target
             else:
-                kept = self._keep(parameter, grad, copy=copy)
-                self._loose.setdefault(parameter, {})[slot] = kept
-                continue
-            targets[again][0].append(target)
-            targets[again][1].append(grad)
-        for again, (into, new) in targets.items():
-            if again and into:
-                torch._foreach_add_(into, [g.to(t.dtype) for t, g in zip(into, new, strict=True)])
-            elif into:
-                torch._foreach_copy_(into, new)
+                into, what = new
+                slots.add(slot)
+                if target is None:
+                    kept = self._keep(parameter, grad, copy=copy)
+                    self._loose.setdefault(parameter, {})[slot] = kept
+                    continue
+            into.append(target)
+            what.append(grad)
+        if new[0]:
+            torch._foreach_copy_(*new)
+        if more[0]:
+            into, what = more
+            torch._foreach_add_(into, [g.to(t.dtype) for t, g in zip(into, what, strict=True)])
 
     def shared(self) -> list[Tensor]:
         """Parameters that two or more tasks have reached in this step."""
@@ -137,6 +144,7 @@ class GradientBuffer:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
         reached leaves the rows."""
         self.check_shapes()
+        self._is_settled = True
         num_slots = len(self.slots)
         blank: list[Tensor] = []
         for rows in self._layout.row_sets:
@@ -147,12 +155,14 @@ class GradientBuffer:
                     if parameter not in self._loose:
                         self._loose[parameter] = {slot: rows.view(parameter, slot).clone()}
                     slots = set()
-                blank += [rows.view(parameter, s) for s in range(num_slots) if s not in slots]
+                if len(slots) < num_slots:
+                    blank += [rows.view(parameter, s) for s in range(num_slots) if s not in slots]
         if blank:
             torch._foreach_zero_(blank)
 
     def _unsettle(self) -> None:
         """Takes back what settle() did to the rows, for a step that goes on after it."""
+        self._is_settled = False
         home = self._layout.home
         for parameter in [p for p in self._loose if p in home]:
             for slot, grad in self._loose.pop(parameter).items():
@@ -193,7 +203,7 @@ class GradientBuffer:
                         gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
                         add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
-        spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
+        spreads = dict.fromkeys(map(spread, self._touched))
         if len(found) < units.number * len(spreads):
             device = (
                 next(iter(found.values())).device if found else next(iter(self._touched)).device
@@ -202,6 +212,8 @@ class GradientBuffer:
             for over in spreads:
                 for unit in range(units.number):
                     found.setdefault((over, unit), blank)
+        if len(found) == 1 and None in spreads:
+            return next(iter(found.values()))[None]
         device = next(iter(found.values())).device
         totals = [
             total(torch.stack([found[over, u].to(device) for u in range(units.number)]), over)
@@ -295,17 +307,21 @@ class GradientBuffer:
 
     def clear(self) -> None:
         """Forgets the step's gradients, keeps the rows for the next."""
+        if not self.slots:
+            return
         self._layout.learn(self.shared(), self._loose, len(self.slots))
         self.slots.clear()
         self._touched.clear()
         self._loose.clear()
+        self._is_settled = False
 
     def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
         """A gradient of our own, in the memory order that autograd promises for the parameter."""
         dtype = self.dtype or grad.dtype
-        strides = strides_of(real(local(parameter).detach()))
+        like = local(parameter)
+        strides = strides_of(real(like.detach()) if like.is_complex() else like)
         if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
-            return grad.detach()
+            return grad.detach() if grad.requires_grad else grad
         kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
         return kept.copy_(grad)
 

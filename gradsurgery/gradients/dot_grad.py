@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Container, Hashable, Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -28,9 +27,11 @@ def take(parameters: Iterable[Tensor]) -> Grads:
     for parameter in parameters:
         grad = parameter.grad
         if grad is not None:
-            if type(grad) is not Tensor and not (is_spread(grad) or grad.requires_grad):
-                grad = grad.detach()  # has one made that awaits another optimizer's surgery
-            taken[parameter] = placed_as(parameter, grad)
+            if type(grad) is not Tensor:
+                if not (is_spread(grad) or grad.requires_grad):
+                    grad = grad.detach()  # has one made that awaits another optimizer's surgery
+                grad = placed_as(parameter, grad)
+            taken[parameter] = grad
             parameter.grad = None
     return taken
 
@@ -44,10 +45,14 @@ def take_over(parameters: Iterable[Tensor], only_read: Container[Tensor] = ()) -
         only_read: those whose gradients nobody is going to write to.
     """
     taken = take(parameters)
-    for parameter in [p for p in taken if p not in only_read and _can_be_ours(taken[p])]:
-        # A tensor that we alone have: the other goes away here, unless somebody holds it.
-        taken[parameter] = part = local(taken[parameter]).detach()
-        taken[parameter] = whole(parameter, part.clone() if is_held(storage_of(part)) else part)
+    for parameter in [p for p in taken if p not in only_read]:
+        grad = taken[parameter]
+        if grad.layout is torch.strided and not grad.requires_grad:  # else we never write to it
+            # A tensor that we alone have: the other goes away here, unless somebody holds it.
+            taken[parameter] = grad = local(grad).detach()
+            if is_held(storage_of(grad)):
+                grad = grad.clone()
+            taken[parameter] = whole(parameter, grad)
     return taken
 
 
@@ -58,11 +63,6 @@ def hide(parameters: Iterable[Tensor], buffer: GradientBuffer) -> Grads:
         parameter: grad if is_whole(grad) and not buffer.holds(grad) else grad.clone()
         for parameter, grad in take(parameters).items()
     }
-
-
-def _can_be_ours(grad: Tensor) -> bool:
-    """Tells whether a gradient is one to which we ever write: dense, and without a graph."""
-    return grad.layout is torch.strided and not grad.requires_grad
 
 
 def put(parameters: Iterable[Tensor], grads: Mapping[Tensor, Tensor]) -> None:
@@ -86,17 +86,6 @@ def merge(into: Grads, grads: Mapping[Tensor, Tensor]) -> None:
         torch._foreach_add_([local(into[p]) for p in both], [local(grads[p]) for p in both])
     for parameter, grad in grads.items():
         into.setdefault(parameter, grad)
-
-
-@contextmanager
-def hidden(parameters: Sequence[Tensor], buffer: GradientBuffer) -> Iterator[Grads]:
-    """Hides ``.grad`` while the block makes new ones; afterwards it is what was hidden, and what
-    the block has merged into that."""
-    outside = hide(parameters, buffer)
-    try:
-        yield outside
-    finally:
-        put(parameters, outside)
 
 
 def check_dense(name: Hashable, grads: Mapping[Tensor, Tensor]) -> None:

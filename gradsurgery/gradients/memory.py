@@ -70,6 +70,8 @@ def strides_of(parameter: Tensor) -> tuple[int, ...]:
 
 def _is_dense(tensor: Tensor) -> bool:
     """Tells whether the elements fill one piece of memory, in any order of the dimensions."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:
