@@ -107,7 +107,7 @@ def _random(
     return cast("Tensor", _mix(key, cells))
 
 
-# On the host the orders of few tasks are drawn for many steps at once: 7 µs a step for three tasks and
+# On the host orders of few tasks are drawn for many steps at once: 7 µs a step for three tasks and
 # 25 for ten, where one by one they take 14 and 35, of the 1,000 of a step of a small network.
 _MOST_ON_HOST = 10  # tasks
 _AHEAD = 64  # steps
