@@ -11,12 +11,10 @@ import torch
 from torch import Tensor
 
 from gradsurgery.arguments import check_integer
-from gradsurgery.gradients.places import placed_pairs
+from gradsurgery.conflict_counts import ConflictCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
-_MOST_UNCOUNTED = 1 << 12  # numbers of Gram matrices
 
 
 class Diagnostics:
@@ -62,10 +60,7 @@ class Diagnostics:
         self._coefficients: Tensor | None = None
         self._group_grams: Tensor | None = None
         self._numbers: dict[str, Tensor] = {}  # [N] each
-        self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
-        self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
-        self._uncounted: list[Tensor] = []  # grams that these two do not count yet
-        self._among: tuple[tuple[int, ...], int] = (), 0  # their tasks' places, and N
+        self._counts = ConflictCounts()
 
     def __repr__(self) -> str:
         # Without a number from the device, for which a debugger would wait at every line.
@@ -98,31 +93,7 @@ class Diagnostics:
         self.num_surgeries += 1
         if grams is None:
             return
-        among = tuple(indices), len(task_names)
-        if among != self._among:
-            self._count()
-            self._among = among
-        self._uncounted.append(grams)
-        # On a CPU those of many steps are counted at once: the ten operations are 6 % of a step of
-        # three tasks on a small network. A CUDA graph must count in each replay.
-        if grams.device.type != "cpu" or len(self._uncounted) * grams.numel() > _MOST_UNCOUNTED:
-            self._count()
-
-    def _count(self) -> None:
-        """Counts the conflicts of the surgeries that were recorded since the last time."""
-        grams, self._uncounted = self._uncounted, []
-        if not grams:
-            return
-        indices, num_names = self._among
-        self._met = _grown(self._met, num_names, grams[0].device)
-        self._conflicted = _grown(self._conflicted, num_names, grams[0].device)
-        num_tasks = len(indices)
-        of_steps = torch.stack([gram.view(-1, num_tasks, num_tasks).sum(0) for gram in grams])
-        conflicts = (of_steps < 0).sum(0).fill_diagonal_(0)
-        both = torch.stack([torch.full_like(conflicts, len(grams)), conflicts], dim=-1)
-        met, conflicted = placed_pairs(both, indices, num_names).unbind(-1)
-        self._met += met
-        self._conflicted += conflicted
+        self._counts.add(grams, indices, len(task_names))
 
     def record_groups(self, names: Sequence[str], grams: Tensor | None) -> None:  # [K, T, T]
         """Takes note of the inner products over groups of parameters in the same surgery."""
@@ -213,8 +184,8 @@ class Diagnostics:
     @property
     def conflict_rate(self) -> Tensor:  # [N, N]
         """Share of the surgeries of two tasks in which they conflicted; NaN if they never met."""
-        self._count()
-        return _recorded(self._conflicted) / _recorded(self._met)
+        met, conflicted = self._counts.read()
+        return _recorded(conflicted) / _recorded(met)
 
     def summary(self) -> dict[str, float]:
         """The numbers as a flat dictionary for a logger, read in one wait for the device.
@@ -292,11 +263,12 @@ class Diagnostics:
 
     def state_dict(self) -> dict[str, object]:
         """The running counts, for an exact resume."""
-        self._count()
+        met, conflicted = self._counts.read()
+        counts = {"nonfinite": self._nonfinite, "met": met, "conflicted": conflicted}
         return {
             "num_surgeries": self.num_surgeries,
             "num_skipped_steps": self.num_skipped_steps,
-            **{name: copy.deepcopy(getattr(self, f"_{name}")) for name in _DIMENSIONS},
+            **copy.deepcopy(counts),
         }
 
     def check_state(self, state: Mapping[str, Any], num_tasks: int) -> None:
@@ -330,10 +302,10 @@ class Diagnostics:
         self.__init__()  # type: ignore[misc]
         self.num_surgeries = int(state["num_surgeries"])  # type: ignore[call-overload]
         self.num_skipped_steps = int(state.get("num_skipped_steps", 0))  # type: ignore[call-overload]
-        for name in _DIMENSIONS:
-            counts = state.get(name)
-            if isinstance(counts, Tensor):
-                setattr(self, f"_{name}", counts.to(device, copy=True))
+        saved = {name: state.get(name) for name in _DIMENSIONS}
+        found = {n: v.to(device, copy=True) for n, v in saved.items() if isinstance(v, Tensor)}
+        self._nonfinite = found.get("nonfinite")
+        self._counts = ConflictCounts(found.get("met"), found.get("conflicted"))
 
 
 _DIMENSIONS = {"nonfinite": 1, "met": 2, "conflicted": 2}  # of the running counts
@@ -362,13 +334,3 @@ def _keys(named: Sequence[tuple[str, tuple[Hashable, ...]]]) -> list[str]:
 def _cosines(gram: Tensor) -> Tensor:  # [..., T, T] -> [..., T, T]
     norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     return torch.where(gram == 0, 0.0, gram / norms.unsqueeze(-2) / norms.unsqueeze(-1))
-
-
-def _grown(counts: Tensor | None, num_tasks: int, device: torch.device) -> Tensor:
-    """Counts over more tasks than before, the new ones zero."""
-    if counts is not None and counts.shape[0] == num_tasks:
-        return counts
-    grown = torch.zeros(num_tasks, num_tasks, dtype=torch.int64, device=device)
-    if counts is not None:
-        grown[: counts.shape[0], : counts.shape[1]] = counts
-    return grown

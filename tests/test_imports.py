@@ -18,6 +18,7 @@ LIBRARY_WINGS = [
     "distributed",
     "kernels",
     "sampling",
+    "conflict_counts",
     "diagnostics",
     "stateful",
     "method",

@@ -92,27 +92,22 @@ class GradientBuffer:
             grad = given if type(given) is Tensor else local(given)
             if grad.is_complex():
                 grad = real(grad)
-            slots = touched.get(parameter)
-            if slots is None:
-                slots = touched[parameter] = set()
-            target = views.get(parameter)
-            if slot in slots:
-                into, what = more
-                target = self._loose[parameter][slot] if target is None else target
-            else:
-                into, what = new
-                slots.add(slot)
-                if target is None:
-                    kept = self._keep(parameter, grad, copy=copy)
-                    self._loose.setdefault(parameter, {})[slot] = kept
-                    continue
+            slots, target = touched.setdefault(parameter, set()), views.get(parameter)
+            into, what = more if slot in slots else new
+            if target is None and slot not in slots:
+                kept = self._keep(parameter, grad, copy=copy)
+                self._loose.setdefault(parameter, {})[slot] = kept
+            elif target is None:
+                target = self._loose[parameter][slot]
+            slots.add(slot)
+            if target is None:
+                continue
             into.append(target)
             what.append(grad)
         if new[0]:
             torch._foreach_copy_(*new)
         if more[0]:
-            into, what = more
-            torch._foreach_add_(into, [g.to(t.dtype) for t, g in zip(into, what, strict=True)])
+            torch._foreach_add_(more[0], [g.to(t.dtype) for t, g in zip(*more, strict=True)])
 
     def shared(self) -> list[Tensor]:
         """Parameters that two or more tasks have reached in this step."""
