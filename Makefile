@@ -1,12 +1,14 @@
-# Every target builds the environment it needs. PYTHON chooses the interpreter, RUN_ARGS,
-# TEST_ARGS and BENCH_ARGS go on to the command behind `run`, `test` and `bench`.
+# Every target but `gpu` builds the environment it needs. PYTHON chooses the interpreter, RUN_ARGS,
+# TEST_ARGS, BENCH_ARGS and GPU_ARGS go on to the command behind `run`, `test`, `bench` and `gpu`.
 PYTHON ?= python3
 BIN := .venv/bin
 RUN_ARGS ?=
 TEST_ARGS ?=
 BENCH_ARGS ?=
+GPU_ARGS ?=
+DATA ?= data
 
-.PHONY: setup minilm browser run test test-all bench docs lint clean
+.PHONY: setup minilm browser run test test-all bench gpu gpu-pack docs lint clean
 
 setup: .venv/.installed
 
@@ -61,6 +63,16 @@ bench: setup
 		--set-commit-hash $$(git rev-parse HEAD) $(BENCH_ARGS); \
 		status=$$?; $(BIN)/asv publish && \
 		echo "The page is in .asv/html; to read it: $(BIN)/asv preview"; exit $$status
+
+# Everything that only a GPU can answer, the most important first, within GPU_ARGS="--minutes 30"; the
+# same command goes on. The machine may lack a network: it needs Python with the packages that are
+# named where they are missing, and build/gpu-pack, which `make gpu-pack DATA=DIR` makes elsewhere.
+# `make gpu GPU_ARGS=--dry-run` tries everything in tiny sizes on a CPU.
+gpu:
+	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) -m benchmarks.gpu $(GPU_ARGS)
+
+gpu-pack: setup minilm
+	$(BIN)/python -m benchmarks.gpu.pack --data $(DATA)
 
 # The documentation as pages in site/, to be read without a network. Any warning fails.
 docs: setup

@@ -94,6 +94,11 @@ class Method:
         """Gives the weight of a task's loss, for a method with fixed weights."""
         raise NotImplementedError
 
+    @property
+    def learns(self) -> bool:
+        """Tells whether :meth:`learn` does anything, and so whether the losses are to be shown."""
+        return type(self).learn is not Method.learn
+
     def learn(self, seen: Seen) -> None:
         """Takes in the losses of a step, once, when it has been taken; by default nothing.
 

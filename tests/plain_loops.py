@@ -303,7 +303,8 @@ class PlainLoops:
         for unit in units:
             rows = self.rows(pending, tasks, unit)
             self.check_sizes(rows)
-            weights = self.weigh(rows, tasks)
+            is_asked = together or options.method == "weighted sum"  # not where nothing is shared
+            weights = self.weigh(rows, tasks) if is_asked else np.ones(len(tasks))
             grams.append(rows @ rows.T)
             weights_of.update(dict.fromkeys(unit, weights))
             self.weights = weights if len(units) == 1 else None

@@ -275,5 +275,7 @@ def test_a_name_loads_what_it_needs_and_no_more():
     assert not tops & {"triton", "matplotlib", "numpy", "scipy"}
     methods = {name for name in loaded if name.startswith("gradsurgery.methods.")}
     assert methods == {f"gradsurgery.methods.{name}" for name in ("pcgrad", "order")}
-    for wing in ("sampling", "solvers", "kernels.fused"):
+    solvers = {name for name in loaded if name.startswith("gradsurgery.solvers.")}
+    assert solvers == {"gradsurgery.solvers.plain"}
+    for wing in ("sampling", "kernels.fused"):
         assert not any(name.startswith(f"gradsurgery.{wing}") for name in loaded)

@@ -18,7 +18,7 @@ _UNTRAINED = "none"
 _EPILOG = """\
 examples:
   run                                               every method, 30 seeds, the small network
-  run --methods pcgrad --channels 3 12 --noise 0 0.3     does PCGrad help? four settings
+  run --methods pcgrad --channels 4 12 --noise 0 0.3     does PCGrad help? four settings
 A study that was stopped goes on where it stopped.
 """
 
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
             sub.add_argument("--tuning-seeds", type=int, default=3, metavar="N",
                              help="for the learning rates, default 3")  # fmt: skip
             sub.add_argument("--channels", type=int, nargs="+", default=CAPACITIES[:1], metavar="C",
-                             help="capacities, default 3")  # fmt: skip
+                             help="capacities, default 4")  # fmt: skip
             sub.add_argument("--noise", type=float, nargs="+", default=NOISES[:1], metavar="X",
                              help="shares of random labels, default 0")  # fmt: skip
             sub.add_argument("--images", type=int, default=Study.num_images, metavar="N",

@@ -82,6 +82,12 @@ class Section:
     def title(self) -> str:
         return f"{self.num_channels} channels, {100 * self.noise:.0f} % random labels"
 
+    @property
+    def num_seeds(self) -> str:
+        """Says how many seeds the methods have."""
+        counts = sorted({len(row.outcomes) for row in self.rows})
+        return f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+
 
 def sections(outcomes: Iterable[Outcome]) -> list[Section]:
     """Sorts the outcomes of the reported seeds at the chosen learning rates.
@@ -148,12 +154,11 @@ def summary(found: Sequence[Section]) -> list[str]:
     lines = []
     for section in found:
         judged = [(row, row.paired) for row in section.rows if row.paired is not None]
-        num_seeds = max(len(row.outcomes) for row in section.rows)
         words = {
             verdict: [row.title for row, paired in judged if paired.verdict is verdict]
             for verdict in Verdict
         }
-        lines.append(f"{section.title}, up to {num_seeds} seeds, against the loss sum:")
+        lines.append(f"{section.title}, {section.num_seeds}, against the loss sum:")
         lines += [
             f"  {_WORDS[verdict]}: {', '.join(titles)}"
             for verdict, titles in words.items()
@@ -185,7 +190,10 @@ def _blocks(found: Sequence[Section], figure: Path, described: str) -> Iterator[
         "at the best of three learning rates, chosen on seeds that are not shown. Accuracy is on "
         "images of single digits that no training has seen."
     )
-    yield Items(tuple(line.strip() for line in summary(found)))
+    for section in found:
+        first, *others = summary([section])
+        yield Paragraph(first)
+        yield Items(tuple(line.strip() for line in others))
     yield Figure("The trade-off of the two tasks", Path(figure.name), "Accuracy of one task "
                  "against the other's, mean and standard error of every method.")  # fmt: skip
     for section in found:

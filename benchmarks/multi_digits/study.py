@@ -15,7 +15,7 @@ import torch
 from benchmarks.multi_digits.trial import Outcome, Trial, run
 
 LEARNING_RATES = (3e-3, 1e-2, 3e-2)
-CAPACITIES = (3, 12)  # channels
+CAPACITIES = (4, 12)  # channels
 NOISES = (0.0, 0.3)
 BASELINE = "loss-sum"
 _FIRST_TUNING_SEED = 10_000  # reported seeds are 0, 1, 2, ...

@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 import torch
+from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from benchmarks.multi_digits.digits import TASKS, Digits, held_out_digits, training_digits
@@ -34,7 +35,7 @@ class Trial:
     method: str
     seed: int
     lr: float = 3e-3
-    num_channels: int = 3
+    num_channels: int = 4
     noise: float = 0.0
     num_images: int = 4_000
     num_epochs: int = 8
@@ -92,16 +93,19 @@ def run(trial: Trial) -> Outcome:
     started = time.perf_counter()
     for _ in range(trial.num_epochs):
         for batch in torch.randperm(len(digits), generator=order).split(trial.batch_size):
-            logits = network(digits.images[batch])
-            losses = [
-                cross_entropy(scores, labels)
-                for scores, labels in zip(logits, digits.labels[:, batch], strict=True)
-            ]
             optimizer.zero_grad()
-            optimizer.backward(losses)
+            optimizer.backward(_losses(network, digits, batch))
             optimizer.step()
+            if METHODS[trial.method].looks_again:
+                with torch.no_grad():
+                    optimizer.look_again(_losses(network, digits, batch))
     seconds = time.perf_counter() - started
     return Outcome(trial, accuracy(network, held_out_digits()), _conflicts(optimizer), seconds)
+
+
+def _losses(network: Network, digits: Digits, batch: Tensor) -> list[Tensor]:  # [B] -> T of []
+    logits, labels = network(digits.images[batch]), digits.labels[:, batch]
+    return [cross_entropy(scores, right) for scores, right in zip(logits, labels, strict=True)]
 
 
 @torch.no_grad()
@@ -116,7 +120,9 @@ def accuracy(network: Network, digits: Digits) -> tuple[float, ...]:
 
 def _optimizer(network: Network, trial: Trial) -> MultiTaskOptimizer:
     method = METHODS[trial.method]
-    options: dict[str, Any] = {"seed": trial.seed} if method.is_surgery else {}
+    options: dict[str, Any] = (
+        {"seed": trial.seed} if method.is_surgery or method.weighs_losses else {}
+    )
     base = torch.optim.Adam(network.parameters(), lr=trial.lr)
     make: type[MultiTaskOptimizer] = getattr(import_module("gradsurgery"), method.optimizer)
     return make(base, tasks=TASKS, **options)

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from benchmarks.multitask_bert.page.markdown import table as draw_table
-from benchmarks.speed import adamw, capture, kernels, table, trainer, weights
+from benchmarks.speed import adamw, capture, frozen, kernels, table, trainer, weights
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Settings
 from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, make_bert
@@ -59,7 +59,11 @@ def _parser() -> argparse.ArgumentParser:
         ("capture", _capture, "three ways to keep each task's gradient: time and memory"),
         ("adamw", _adamw, "combining inside AdamW's update, and before it: time and memory"),
         ("weights", _weights, "every method's weights from a Gram matrix, beside TorchJD's"),
-        ("trainer", _trainer, "the trainer beside a plain loop over transformers"),
+        (
+            "trainer",
+            _trainer,
+            "the trainer beside a plain loop over transformers, and above frozen layers",
+        ),
     ):
         sub = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
         sub.set_defaults(command=command, name=name)
@@ -67,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--rounds", type=_positive, default=7, metavar="N", help="default 7")
         sub.add_argument("--seed", type=int, default=0, metavar="S", help="default 0")
         sub.add_argument("--quick", action="store_true", help="tiny sizes, to see whether it runs")
-        if name not in ("adamw", "weights", "trainer"):
+        if name not in ("adamw", "trainer"):
             sub.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="default cpu")
         else:
             sub.set_defaults(device="cpu")
@@ -114,7 +118,7 @@ def _table(options: argparse.Namespace) -> None:
 
 
 def _trainer(options: argparse.Namespace) -> None:
-    options.rows = [row.key for row in trainer.ROWS]
+    options.rows = [row.key for row in (*trainer.ROWS, *frozen.ROWS)]
     _table(options)
 
 
@@ -158,7 +162,11 @@ def _adamw(options: argparse.Namespace) -> None:
 
 def _weights(options: argparse.Namespace) -> None:
     sizes = (3,) if options.quick else weights.NUM_TASKS
-    print("\n".join(weights.compare(sizes, rounds=options.rounds, seed=options.seed)))
+    print(
+        "\n".join(
+            weights.compare(sizes, rounds=options.rounds, seed=options.seed, device=options.device)
+        )
+    )
     print(describe(options.device, [f"{options.rounds} rounds"]))
 
 

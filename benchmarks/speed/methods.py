@@ -193,6 +193,15 @@ class Ours(Method):
         return dbmtl_weights(gram, torch.stack(losses))
 
 
+def torchjd_orders(num_tasks: int) -> Orders:
+    """Foresees the orders of TorchJD's next surgery: it draws from torch's generator, which begins
+    anew here."""
+    torch.manual_seed(_SEED)
+    found: Orders = [torch.randperm(num_tasks).tolist() for _ in range(num_tasks)]
+    torch.manual_seed(_SEED)
+    return found
+
+
 class TorchJD(Method):
     """TorchJD 0.18: Jacobian of the trunk, heads apart, then its aggregator.
 
@@ -231,12 +240,7 @@ class TorchJD(Method):
         )
 
     def orders(self) -> Orders:
-        # It draws from torch's generator, so a draw from the same seed foresees it.
-        torch.manual_seed(_SEED)
-        num_tasks = self.workload.num_tasks
-        found: Orders = [torch.randperm(num_tasks).tolist() for _ in range(num_tasks)]
-        torch.manual_seed(_SEED)
-        return found
+        return torchjd_orders(self.workload.num_tasks)
 
 
 class PytorchOptimizer(Method):
@@ -299,11 +303,11 @@ class Member:
 
 
 def _pcgrad_weights(gram: Tensor) -> Tensor:
-    return pcgrad_weights(gram, projection_order(len(gram), 0, 0))
+    return pcgrad_weights(gram, projection_order(len(gram), 0, 0, gram.device))
 
 
 def _gradvac_weights(gram: Tensor) -> Tensor:
-    order = projection_order(len(gram), 0, 0)
+    order = projection_order(len(gram), 0, 0, gram.device)
     return gradvac_weights(gram, torch.zeros_like(gram), order)[0]
 
 

@@ -7,16 +7,18 @@ from collections.abc import Sequence
 import torch
 
 from benchmarks.multitask_bert.page.markdown import table
-from benchmarks.speed import compiled, cuda, small, steps, surgery, trainer
+from benchmarks.speed import compiled, cuda, frozen, joint, small, steps, surgery, trainer
 from benchmarks.speed.machine import describe
 from benchmarks.speed.targets import Experiment, Finding, Row, Settings, not_measured
 
 ROWS = [
     *steps.ROWS,
     *small.ROWS,
+    *joint.ROWS,
     *surgery.ROWS,
     *compiled.ROWS,
     *trainer.ROWS,
+    *frozen.ROWS,
     *steps.CUDA_ROWS,
     *surgery.CUDA_ROWS,
     *cuda.ROWS,

@@ -164,6 +164,7 @@ class OurTrainer:
         train, dev: examples of each task.
         sizes: of batches.
         seed: of the heads and of the order of the examples.
+        num_trained: layers that are trained, from above; None trains all, and the embeddings.
     """
 
     def __init__(
@@ -173,12 +174,17 @@ class OurTrainer:
         dev: Mapping[str, Split],
         sizes: Sizes,
         seed: int,
+        num_trained: int | None = None,
     ) -> None:
         torch.manual_seed(seed)
         self.recipe = _recipe(tuple(train))
         trunk, tokenizer = make_encoder(str(encoder), self.recipe)
+        if num_trained is not None:
+            num_frozen = max(trunk.config.num_layers - num_trained, 1)
+            self.recipe = replace(self.recipe, frozen_layers=num_frozen)
         self.model = MultiTaskModel(trunk, self.recipe)
-        base = torch.optim.AdamW(self.model.parameters(), lr=1e-5, fused=True)
+        parameters = self.model.trainable_parameters("all")
+        base = torch.optim.AdamW(parameters, lr=1e-5, fused=True)
         self.optimizer = LossSum(base, tasks=tuple(train))
         self.sizes = sizes
         self.epoch = 0
@@ -251,16 +257,7 @@ def compare(
     Raises:
         WrongAnswerError: the two encoders disagree; nothing is timed then.
     """
-    recipe = _recipe(("sst", "quora", "sts"))
-    corpus = load_corpus(str(data), recipe.tasks)
-    generator = torch.Generator().manual_seed(seed)
-    train, dev = (
-        {task: _some(corpus.splits[task, name], number, generator) for task in recipe.tasks}
-        for name, number in (
-            ("train", sizes.steps * sizes.batch_size),
-            ("dev", sizes.eval_batches * sizes.eval_batch_size),
-        )
-    )
+    train, dev = some_examples(data, sizes, seed)
     plain = PlainTrainer(encoder, train, dev, sizes, seed)
     ours = OurTrainer(encoder, train, dev, sizes, seed)
     check_encoders(plain, ours)
@@ -277,6 +274,21 @@ def compare(
         "evaluation": sum(len(split.examples) for split in dev.values()),
     }
     return timings, numbers, ours.tokenizing_seconds
+
+
+def some_examples(data: Path, sizes: Sizes, seed: int) -> tuple[dict[str, Split], dict[str, Split]]:
+    """Draws the training and the dev examples of a turn, by task."""
+    tasks = ("sst", "quora", "sts")
+    corpus = load_corpus(str(data), tasks)
+    generator = torch.Generator().manual_seed(seed)
+    train, dev = (
+        {task: _some(corpus.splits[task, name], number, generator) for task in tasks}
+        for name, number in (
+            ("train", sizes.steps * sizes.batch_size),
+            ("dev", sizes.eval_batches * sizes.eval_batch_size),
+        )
+    )
+    return train, dev
 
 
 def check_encoders(plain: PlainTrainer, ours: OurTrainer) -> None:

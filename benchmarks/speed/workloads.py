@@ -99,6 +99,31 @@ class Workload:
         self.encode = torch.compile(self.trunk, backend=backend)
 
 
+class JointWorkload(Workload):
+    """One network for all tasks, which is told the task by its input: there are no heads.
+
+    Args:
+        network: inputs to outputs ``[..., 1]``.
+        inputs: of each task, ``[T, B, N]``.
+    """
+
+    def __init__(self, network: nn.Module, inputs: Tensor) -> None:
+        super().__init__(network, 1, list(inputs))
+        self.heads = nn.ModuleList()
+        self.joint_inputs = inputs
+        self.joint_targets = torch.tensor(self.targets)  # [T]
+
+    def loss_of(self, task: int, features: Tensor) -> Tensor:  # []
+        """Mean squared error of a task's outputs."""
+        return (features - self.targets[task]).square().mean()
+
+    def joint_losses(self, network: nn.Module | None = None) -> Tensor:  # [T]
+        """The losses of all tasks, from one pass of all their examples."""
+        outputs = (network or self.trunk)(self.joint_inputs)[..., 0]
+        losses: Tensor = (outputs - self.joint_targets[:, None]).square().mean(1)
+        return losses
+
+
 class PooledEncoder(nn.Module):
     """minBERT to one vector a text."""
 
@@ -199,6 +224,34 @@ def make_control(
             layers += [nn.Linear(num_inputs, width), nn.Tanh()]
         inputs = [torch.randn(batch_size, NUM_OBSERVATIONS).to(device) for _ in range(num_tasks)]
         return Workload(nn.Sequential(*layers).to(device), width, inputs)
+
+
+def make_joint_control(
+    num_tasks: int, width: int, batch_size: int, *, seed: int = 0
+) -> JointWorkload:
+    """The same network with the task as one of T inputs that is 1, as multi-task reinforcement
+    learning has it.
+
+    Args:
+        num_tasks: T.
+        width: of the layers.
+        batch_size: B, of each task.
+        seed: of weights and inputs.
+
+    Example:
+        >>> make_joint_control(num_tasks=3, width=64, batch_size=2).num_shared
+        11137
+    """
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = []
+        for num_inputs in (NUM_OBSERVATIONS + num_tasks, width, width):
+            layers += [nn.Linear(num_inputs, width), nn.Tanh()]
+        observations = torch.randn(num_tasks, batch_size, NUM_OBSERVATIONS)
+        tasks = torch.eye(num_tasks)[:, None].expand(-1, batch_size, -1)
+        return JointWorkload(
+            nn.Sequential(*layers, nn.Linear(width, 1)), torch.cat([observations, tasks], -1)
+        )
 
 
 class _Autocast:

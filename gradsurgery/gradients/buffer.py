@@ -10,15 +10,13 @@ import torch
 from torch import Tensor
 
 from gradsurgery.gradients.layout import Layout
-from gradsurgery.gradients.memory import as_grad, flat, is_whole, real, strides_of
+from gradsurgery.gradients.memory import as_grad, blocks, owned, real
 from gradsurgery.gradients.places import picked, placed_pairs
 from gradsurgery.gradients.rows import Units
 from gradsurgery.gradients.shards import Spread, local, spread, total
 
 Grams = Callable[[Tensor, Sequence[int]], Tensor]
 Combine = Callable[[Tensor, Tensor, Sequence[int], Tensor], Tensor]
-
-_LOOSE_COLUMNS = 1 << 20
 
 
 @dataclass
@@ -77,6 +75,8 @@ class GradientBuffer:
             copy: whether the caller goes on using the gradients; otherwise they become ours.
         """
         layout, touched = self._layout, self._touched
+        if layout.given and (task not in self.slots or layout.has_given(grads)):
+            self._copy_given()
         if not self.slots:
             layout.prepare()
         layout.check_dtypes(grads, are_first=not self.slots)
@@ -95,19 +95,35 @@ class GradientBuffer:
             slots, target = touched.setdefault(parameter, set()), views.get(parameter)
             into, what = more if slot in slots else new
             if target is None and slot not in slots:
-                kept = self._keep(parameter, grad, copy=copy)
+                kept = owned(local(parameter), grad, self.dtype, copy=copy)
                 self._loose.setdefault(parameter, {})[slot] = kept
             elif target is None:
                 target = self._loose[parameter][slot]
             slots.add(slot)
-            if target is None:
-                continue
-            into.append(target)
-            what.append(grad)
+            if target is not None:
+                into.append(target)
+                what.append(grad)
         if new[0]:
             torch._foreach_copy_(*new)
         if more[0]:
             torch._foreach_add_(more[0], [g.to(t.dtype) for t, g in zip(*more, strict=True)])
+
+    def adopt(self, tasks: Sequence[int], stacks: Mapping[Tensor, Tensor]) -> None:
+        """Keeps the gradients ``[T, *shape]`` of all tasks there are in this step where they lie;
+        those of parameters that no task has reached yet."""
+        if not self.slots:
+            self._layout.prepare()
+        self.slots.update({task: slot for slot, task in enumerate(tasks)})
+        self._touched.update((parameter, set(self.slots.values())) for parameter in stacks)
+        self._layout.adopt(stacks, len(self.slots))
+
+    def _copy_given(self) -> None:
+        """Copies what was adopted, because more is to be added to it."""
+        given = self._layout.give_back()
+        for parameter in given:
+            del self._touched[parameter]
+        for task, slot in self.slots.items():
+            self.capture(task, [(p, r.view(p, slot)) for p, r in given.items()], copy=True)
 
     def shared(self) -> list[Tensor]:
         """Parameters that two or more tasks have reached in this step."""
@@ -120,9 +136,9 @@ class GradientBuffer:
     def grads_of(self, parameter: Tensor) -> dict[int, Tensor]:
         """A parameter's gradients in this step, by task, before settle()."""
         slots = self._touched.get(parameter, ())
-        loose, home = self._loose.get(parameter, {}), self._layout.home
+        loose, place = self._loose.get(parameter, {}), self._layout.place
         return {
-            task: loose[slot] if slot in loose else home[parameter].view(parameter, slot)
+            task: loose[slot] if slot in loose else place(parameter).view(parameter, slot)
             for task, slot in self.slots.items()
             if slot in slots
         }
@@ -132,6 +148,7 @@ class GradientBuffer:
         for parameter in parameters:
             self._touched.pop(parameter, None)
             self._loose.pop(parameter, None)
+            self._layout.given.pop(parameter, None)
         if not self._touched:
             self.clear()
 
@@ -142,9 +159,10 @@ class GradientBuffer:
         self._is_settled = True
         num_slots = len(self.slots)
         blank: list[Tensor] = []
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             for parameter in rows.segments:
-                slots = self._touched.get(parameter, set())
+                is_here = self._layout.place(parameter) is rows
+                slots = self._touched.get(parameter, set()) if is_here else set()
                 if len(slots) == 1:
                     (slot,) = slots
                     if parameter not in self._loose:
@@ -184,7 +202,7 @@ class GradientBuffer:
             so_far = found.get((over, unit))
             found[over, unit] = gram if so_far is None else so_far + gram.to(so_far.device)
 
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             if rows.matrix is not None:
                 for bounds, owners in rows.runs(units):
                     for unit, gram in zip(
@@ -194,15 +212,13 @@ class GradientBuffer:
         for parameter, loose in self._loose.items():
             if len(loose) > 1 or alone:
                 for unit in units.of(parameter):
-                    for block in _blocks(loose.values()):
+                    for block in blocks(loose.values()):
                         gram = gram_matrices(torch.stack(block), [0, block[0].numel()])[0]
                         add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
         spreads = dict.fromkeys(map(spread, self._touched))
         if len(found) < units.number * len(spreads):
-            device = (
-                next(iter(found.values())).device if found else next(iter(self._touched)).device
-            )
+            device = next(iter(found.values() if found else self._touched)).device
             blank = gram_matrices(torch.zeros(num_slots, 0, device=device), [0, 0])[0]
             for over in spreads:
                 for unit in range(units.number):
@@ -232,12 +248,12 @@ class GradientBuffer:
             alone_weights: of the slots, for parameters that one task alone reached, which keep
                 their plain gradient when this is ``None``.
         """
-        for rows in self._layout.row_sets:
+        for rows in self._layout.in_use():
             if rows.matrix is not None:
                 used = rows.matrix[: len(self.slots)]
                 here = weights.to(used.device, non_blocking=True)
                 for bounds, owners in rows.runs(units):
-                    combine_segments(picked(here, owners), used, bounds, used[0])
+                    combine_segments(picked(here, owners), used, bounds, rows.out(used))
         result: dict[Tensor, Tensor] = {}
         for parameter, slots in self._touched.items():
             loose = self._loose.get(parameter)
@@ -252,7 +268,7 @@ class GradientBuffer:
                 (unit,) = units.of(parameter)
                 here = weights[unit].to(grad.device, non_blocking=True)
                 chosen = picked(here, list(loose))[None]
-                for block in _blocks(loose.values()):
+                for block in blocks(loose.values()):
                     combine_segments(chosen, torch.stack(block), [0, block[0].numel()], block[0])
             result[parameter] = self.hand_out(parameter, first)
         return result
@@ -262,10 +278,10 @@ class GradientBuffer:
         loose, layout = self._loose.get(parameter), self._layout
         if loose is not None and slot in loose:
             grad = loose[slot]
-        elif layout.copied and parameter in layout.copied:
+        elif parameter in layout.copied and parameter not in layout.given:
             grad = layout.home[parameter].view(parameter, slot).clone()
         else:
-            grad = layout.home[parameter].lend(parameter, slot)
+            grad = layout.place(parameter).lend(parameter, slot)
         return self.as_grad(parameter, grad)
 
     def as_grad(self, parameter: Tensor, numbers: Tensor) -> Tensor:
@@ -278,14 +294,14 @@ class GradientBuffer:
         Raises:
             ValueError: with both shapes.
         """
+        self._layout.check_given()
         for parameter, slots in self._touched.items():
-            home = self._layout.home.get(parameter)
-            if home is not None:
-                if not home.has_another_shape(parameter):
-                    continue
-                kept = home.view(parameter, 0)
-            else:
+            if parameter in self._loose:
                 kept = self._loose[parameter][next(iter(slots))]
+            elif self._layout.place(parameter).has_another_shape(parameter):
+                kept = self._layout.place(parameter).view(parameter, 0)
+            else:
+                continue
             shape = kept.shape[:-1] if parameter.is_complex() else kept.shape
             if shape != local(parameter).shape:
                 raise ValueError(
@@ -295,6 +311,7 @@ class GradientBuffer:
 
     def move_into(self, other: GradientBuffer) -> None:
         """Adds everything to another buffer."""
+        self._copy_given()
         for task, slot in self.slots.items():
             grads = [(p, loose[slot]) for p, loose in self._loose.items() if slot in loose]
             other.capture(task, grads, copy=False)
@@ -310,16 +327,6 @@ class GradientBuffer:
         self._loose.clear()
         self._is_settled = False
 
-    def _keep(self, parameter: Tensor, grad: Tensor, *, copy: bool) -> Tensor:
-        """A gradient of our own, in the memory order that autograd promises for the parameter."""
-        dtype = self.dtype or grad.dtype
-        like = local(parameter)
-        strides = strides_of(real(like.detach()) if like.is_complex() else like)
-        if is_whole(grad) and not copy and grad.dtype == dtype and grad.stride() == strides:
-            return grad.detach() if grad.requires_grad else grad
-        kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
-        return kept.copy_(grad)
-
     def layout(self) -> tuple[list[Tensor], int]:
         """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
         parameters with a place in the rows, in order, and the number of rows."""
@@ -334,17 +341,10 @@ class GradientBuffer:
         if self.slots:
             raise ValueError(
                 "optimizer: cannot be copied or pickled between a task block and step(), while it "
-                f"holds the gradients of {len(self.slots)} task(s); call step() or zero_grad() "
-                "first"
+                f"holds gradients of {len(self.slots)} task(s); call step() or zero_grad() first"
             )
         return {"dtype": self.dtype, "layout": self.layout()}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.dtype = state["dtype"]
         self.restore(*state["layout"])
-
-
-def _blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
-    """Equal pieces of several gradients of one parameter, each piece flat."""
-    columns = [flat(grad).split(_LOOSE_COLUMNS) for grad in grads]
-    yield from (list(pieces) for pieces in zip(*columns, strict=True))

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Container, Hashable, Iterable, Mapping
+from collections.abc import Container, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -86,6 +87,17 @@ def merge(into: Grads, grads: Mapping[Tensor, Tensor]) -> None:
         torch._foreach_add_([local(into[p]) for p in both], [local(grads[p]) for p in both])
     for parameter, grad in grads.items():
         into.setdefault(parameter, grad)
+
+
+@contextmanager
+def hidden(parameters: Sequence[Tensor], buffer: GradientBuffer) -> Iterator[Grads]:
+    """Hides ``.grad`` while the block makes new ones; afterwards it is what was hidden, and what
+    the block has merged into that."""
+    outside = hide(parameters, buffer)
+    try:
+        yield outside
+    finally:
+        put(parameters, outside)
 
 
 def check_dense(name: Hashable, grads: Mapping[Tensor, Tensor]) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from gradsurgery.gradients.given_rows import GivenRows
 from gradsurgery.gradients.memory import grad_dtype
 from gradsurgery.gradients.rows import Rows
 from gradsurgery.gradients.shards import Spread, local, spread
@@ -27,6 +28,7 @@ class Layout:
         home: the rows in which a parameter has its place.
         copied: parameters whose gradients somebody keeps, and which are handed out as copies.
         views: for each slot, the places of the parameters in its row.
+        given: rows that somebody else made, of parameters that have no others in this step.
     """
 
     dtype: torch.dtype | None = None
@@ -34,6 +36,7 @@ class Layout:
     home: dict[Tensor, Rows] = field(default_factory=dict)
     copied: set[Tensor] = field(default_factory=set)
     views: list[dict[Tensor, Tensor]] = field(default_factory=list)
+    given: dict[Tensor, GivenRows] = field(default_factory=dict)
     _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
     _dtypes: dict[Tensor, torch.dtype] = field(default_factory=dict)  # of gradients, any allowed
     _most_tasks: int = 0  # in any step so far
@@ -46,6 +49,41 @@ class Layout:
             for rows in self.row_sets
             if rows.matrix is not None
         )
+
+    def in_use(self) -> Sequence[Rows]:
+        """Lists the rows that may hold gradients of this step."""
+        if not self.given:
+            return self.row_sets
+        ours = [rows for rows in self.row_sets if not rows.segments.keys() <= self.given.keys()]
+        return [*ours, *self.given.values()]
+
+    def place(self, parameter: Tensor) -> Rows:
+        """Gives the rows in which a parameter's gradients lie in this step."""
+        return self.given.get(parameter) or self.home[parameter]
+
+    def adopt(self, stacks: Mapping[Tensor, Tensor], num_tasks: int) -> None:
+        """Gives parameters rows that somebody else made, ``[T, *shape]``, for this step."""
+        self.reserve(num_tasks)
+        self.given.update((p, GivenRows(p, stack)) for p, stack in stacks.items())
+
+    def has_given(self, grads: Sequence[tuple[Tensor, Tensor]]) -> bool:
+        """Tells whether one of some gradients is of a parameter with such rows."""
+        return any(parameter in self.given for parameter, _ in grads)
+
+    def give_back(self) -> Mapping[Tensor, GivenRows]:
+        """Returns such rows, and has none from now on."""
+        self.check_given()
+        given, self.given = self.given, {}
+        return given
+
+    def check_given(self) -> None:
+        """Refuses such rows where they were written to.
+
+        Raises:
+            ValueError: with their shape.
+        """
+        for rows in self.given.values():
+            rows.check_unchanged()
 
     def holds(self, grad: Tensor) -> bool:
         """Tells whether a gradient lies in the rows, where the next capture would overwrite it."""
@@ -122,12 +160,15 @@ class Layout:
             loose: gradients outside the rows, by parameter.
             num_tasks: tasks in this step.
         """
-        new = [parameter for parameter in shared if parameter not in self.home]
+        ours = [parameter for parameter in shared if parameter not in self.given]
+        self.given.clear()
+        new = [parameter for parameter in ours if parameter not in self.home]
         self._newly_shared.update(dict.fromkeys(new))
         for parameter in new:
             if grad_dtype(parameter) is None and parameter in loose:
                 self._dtypes[parameter] = next(iter(loose[parameter].values())).dtype
-        self._most_tasks = max(self._most_tasks, num_tasks)
+        if ours or not shared:
+            self._most_tasks = max(self._most_tasks, num_tasks)
 
     def saved(self) -> tuple[list[Tensor], int]:
         """Gives what decides where the next step's gradients lie, and so how sums are rounded: the

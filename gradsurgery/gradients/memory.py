@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor
 
 from gradsurgery.gradients.shards import local, whole
+
+_BLOCK_COLUMNS = 1 << 20
 
 
 def like(parameter: Tensor, row: Tensor, start: int = 0) -> Tensor:
@@ -65,10 +69,10 @@ def as_grad(parameter: Tensor, numbers: Tensor, dtype: torch.dtype | None = None
 
 def strides_of(parameter: Tensor) -> tuple[int, ...]:
     """The memory order that autograd promises for a parameter's gradient."""
-    return parameter.stride() if _is_dense(parameter) else _contiguous(parameter.shape)
+    return parameter.stride() if is_dense(parameter) else _contiguous(parameter.shape)
 
 
-def _is_dense(tensor: Tensor) -> bool:
+def is_dense(tensor: Tensor) -> bool:
     """Tells whether the elements fill one piece of memory, in any order of the dimensions."""
     if tensor.is_contiguous():
         return True
@@ -78,6 +82,23 @@ def _is_dense(tensor: Tensor) -> bool:
             return False
         expected *= size
     return True
+
+
+def copied(parameter: Tensor, grad: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """Copies a gradient into memory of its own, in the order that autograd promises."""
+    strides, dtype = strides_of(parameter), dtype or grad.dtype
+    kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
+    return kept.copy_(grad)
+
+
+def owned(parameter: Tensor, grad: Tensor, dtype: torch.dtype | None, *, copy: bool) -> Tensor:
+    """A gradient of our own, in the memory order that autograd promises for the parameter: the one
+    given, where it fits and ``copy`` does not forbid it."""
+    like = real(parameter.detach()) if parameter.is_complex() else parameter
+    is_ours = not copy and is_whole(grad) and grad.dtype == (dtype or grad.dtype)
+    if is_ours and grad.stride() == strides_of(like):
+        return grad.detach() if grad.requires_grad else grad
+    return copied(like, grad, dtype)
 
 
 def _contiguous(shape: torch.Size) -> tuple[int, ...]:
@@ -154,6 +175,12 @@ def _count_alone() -> int:
 
 
 _ALONE = _count_alone()
+
+
+def blocks(grads: Iterable[Tensor]) -> Iterable[list[Tensor]]:
+    """Equal pieces of several gradients of one parameter, each piece flat."""
+    columns = [flat(grad).split(_BLOCK_COLUMNS) for grad in grads]
+    yield from (list(pieces) for pieces in zip(*columns, strict=True))
 
 
 def flat(grad: Tensor) -> Tensor:

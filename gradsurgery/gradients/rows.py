@@ -127,6 +127,10 @@ class Rows:
         # Never the same tensor again: an assignment to its `data` changes that alone.
         return lent[0].detach()
 
+    def out(self, used: Tensor) -> Tensor:  # [P]
+        """Memory for the combined gradient of the rows in use: that of the first."""
+        return used[0]
+
     def held(self) -> list[Tensor]:
         """The parameters of which somebody still has a gradient that lies here."""
         return [

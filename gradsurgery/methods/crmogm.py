@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 class CRMOGMMethod(Method):
     """Averages the weights of a method over steps, those of each task by themselves.
 
+    All that the method learns from losses, and shows of it, goes to it and comes from it. Its
+    weights may be known before the losses, their average is not: it changes when it is taken.
+
     Args:
         method: whose weights change from step to step.
         alpha: share of the old average.
@@ -56,6 +59,19 @@ class CRMOGMMethod(Method):
         self._average.set(seen, torch.where(counts, average, old))
         return average
 
+    @property
+    def learns(self) -> bool:
+        return self.method.learns
+
+    def learn(self, seen: Seen) -> None:
+        self.method.learn(seen)
+
+    def look_again(self, seen: Seen) -> None:
+        self.method.look_again(seen)
+
+    def numbers(self) -> Mapping[str, Tensor]:
+        return self.method.numbers()
+
     def state_dict(self) -> dict[str, Any]:
         return {"average": self._average.saved(), "method": self.method.state_dict()}
 
@@ -68,7 +84,7 @@ class CRMOGM(MultiTaskOptimizer):
     r"""Averages the weights of any other method over steps.
 
     .. math:: u = \sum_i \bar w_i\, g_i, \qquad
-        \bar w \leftarrow \alpha\, \bar w + (1 - \alpha)\, w(G, \dots)
+        \bar w \leftarrow \alpha\, \bar w + (1 - \alpha)\, w
 
     The first weights of a task are its first average. Costs what the other method costs, and is as
     long as its update usually is. What a method promises of every step, such as to conflict with no

@@ -15,6 +15,7 @@ from gradsurgery.methods.by_task import ByTask
 from gradsurgery.methods.order import projection_order
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
+from gradsurgery.solvers.cosines import cosines
 from gradsurgery.solvers.plain import Matrix, lengths_of, on_host
 
 if TYPE_CHECKING:
@@ -41,7 +42,8 @@ def gradvac_weights(
         \hat\phi \leftarrow (1 - \beta) \hat\phi + \beta \phi
 
     Sum-like. With all targets 0 it is PCGrad with the same orders. A gradient that is zero is not
-    visited, and its targets stay; so do all where a gradient is not finite.
+    visited, and its targets stay; so do those of visits by a vector of which only rounding is left,
+    and all where a gradient is not finite.
 
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
@@ -68,58 +70,76 @@ def gradvac_weights(
         yield from targets.expand_as(gram).reshape(-1, *gram.shape[-2:]).tolist()
 
     of_each = ones()
-    usual = on_host(gram, lambda one: _gradvac_of(one, next(of_each), order.tolist(), beta))
+
+    def of_one(one: Matrix) -> Matrix | None:
+        return _gradvac_of(one, next(of_each), order.tolist(), beta, _nothing(gram))
+
+    usual = on_host(gram, of_one)
     if usual is not None:
         return usual[..., 0, :], usual[..., 1:, :].to(targets)
-    num_tasks = gram.shape[-1]
-    lengths = gram.diagonal(dim1=-2, dim2=-1).sqrt()
-    coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device).repeat(
-        *gram.shape[:-2], 1, 1
-    )
-    products = gram  # of task i's vector with every original gradient
-    squared = lengths * lengths
-    kept, targets = targets, targets.clone()
-    me = torch.arange(num_tasks, device=gram.device)
-    for visit in range(num_tasks):
-        other = order[:, visit]
-        length = lengths[..., other]
-        places = other.unsqueeze(-1).expand(*gram.shape[:-1], 1)
-        product = products.gather(-1, places).squeeze(-1)
-        target = targets.gather(-1, places).squeeze(-1)
-        own_length = squared.clamp_min(0).sqrt()
-        met = (other != me) & (own_length * length > 0)
-        cosine = product / own_length / length
-        cosine = torch.where(met, cosine, 0).clamp(-1, 1)
-        aim = target.clamp(max=_LARGEST_TARGET)
-        beside = (1 - aim * aim).sqrt()
-        step = own_length / length * (aim * (1 - cosine * cosine).sqrt() / beside - cosine)
-        step = torch.where(met & (cosine < aim), step, 0)
-        coefficients.scatter_add_(-1, places, step.unsqueeze(-1))
-        products = torch.addcmul(products, step.unsqueeze(-1), gram[..., other, :])
-        squared = squared + step * (2 * product + step * length * length)
-        moved = torch.where(met, torch.lerp(target, cosine, beta), target)
-        targets.scatter_(-1, places, moved.unsqueeze(-1))
-    # One gradient that is not finite spoils this update, not the targets of all to come.
     poison = 0 * gram.sum((-2, -1))
-    targets = torch.where((poison == 0)[..., None, None], targets, kept)
-    return coefficients.sum(-2) + poison.unsqueeze(-1), targets
+    if gram.shape[-1] == 1:
+        return torch.ones_like(gram[..., 0]) + poison.unsqueeze(-1), targets
+    # In everybody's own order of the others; the visit to itself is sorted to the end and left out.
+    me = torch.arange(gram.shape[-1], device=gram.device).unsqueeze(-1)
+    others = order.gather(-1, (order == me).long().argsort(dim=-1, stable=True))[:, :-1]
+    places = others.expand(*gram.shape[:-1], -1)
+    unit, lengths, present = cosines(gram)
+    between = unit[..., others.unsqueeze(-1), others.unsqueeze(-2)]  # [..., T, T - 1, T - 1]
+    kept = targets.expand_as(gram)
+    aims = kept.gather(-1, places)
+    aim = aims.clamp(max=_LARGEST_TARGET)
+    met = present[..., others]
+    is_open = met & (aim > -1)
+    slopes = torch.where(is_open, aim * (1 - aim * aim).rsqrt(), 0)
+    lowest = torch.where(is_open, -torch.inf, torch.zeros_like(slopes))
+    # All tasks make their k-th visit at once, in units of their own and of the visited gradient.
+    products = unit.gather(-1, places)  # of the vector with those that are still to be visited
+    squared = present.to(gram.dtype)  # the vector's length
+    product = less = nothing = torch.zeros_like(squared)
+    visits = []
+    for k in range(places.shape[-1]):
+        if k:
+            squared = torch.addcmul(squared, less, torch.sub(less, product, alpha=2))
+            row = between[..., k - 1, k:]
+            products = torch.addcmul(products[..., 1:], less.unsqueeze(-1), row, value=-1)
+        product = products[..., 0]
+        beside = torch.addcmul(squared, product, product, value=-1).clamp_min(0).sqrt()
+        # Below the target cosine, and only there, this is below zero: what is to be added.
+        less = torch.addcmul(product, slopes[..., k], beside, value=-1)
+        less = less.clamp(lowest[..., k], nothing)
+        visits.append((squared, product, less))
+    squares, reached, steps = (torch.stack(each, -1) for each in zip(*visits, strict=True))
+    own_lengths = squares.clamp_min(0).sqrt()
+    met = met & (squares > _nothing(gram))
+    moved = torch.where(met, torch.lerp(aims, (reached / own_lengths).clamp(-1, 1), beta), aims)
+    taken = torch.zeros_like(gram).scatter_(-1, places, steps * lengths.unsqueeze(-1)).sum(-2)
+    # One gradient that is not finite spoils this update, not the targets of all to come.
+    moved = torch.where((poison == 0)[..., None, None], kept.scatter(-1, places, moved), kept)
+    return 1 - taken / lengths + poison.unsqueeze(-1), moved
+
+
+def _nothing(gram: Tensor) -> float:  # [..., T, T]
+    """The squared length, in units of the first one, of a vector of which only rounding is left."""
+    return 4 * gram.shape[-1] * torch.finfo(gram.dtype).eps
 
 
 def _gradvac_of(
-    gram: Matrix, targets: Matrix, order: list[list[int]], beta: float
+    gram: Matrix, targets: Matrix, order: list[list[int]], beta: float, nothing: float
 ) -> Matrix | None:
     """The weights, and below them the new targets."""
     lengths = lengths_of(gram)
     if lengths is None:
         return None
     weights, moved = [1.0] * len(gram), []
+    least = math.sqrt(nothing)
     for i, visits in enumerate(order):
         aims, products, squared = list(targets[i]), gram[i], lengths[i] ** 2
         for j in visits:
             if j == i:
                 continue
             length, own_length = lengths[j], math.sqrt(max(squared, 0.0))
-            if not own_length * length > 0:
+            if not own_length > least * lengths[i]:
                 return None
             cosine = min(max(products[j] / own_length / length, -1.0), 1.0)
             aim = min(aims[j], _LARGEST_TARGET)

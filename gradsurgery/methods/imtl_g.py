@@ -13,15 +13,14 @@ from torch.optim import Optimizer
 from gradsurgery.method import Method, Seen
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
-from gradsurgery.solvers.cosines import cosines, poisoned, times
-from gradsurgery.solvers.impartial import damping, impartial
+from gradsurgery.solvers.cosines import cosines, poisoned, ridge
+from gradsurgery.solvers.impartial import CERTAIN, impartial
 from gradsurgery.solvers.plain import Matrix, lengths_of, on_host, solved
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 _VANISHING = 1e-12  # of a sum, in units of its absolute terms
-_UNDAMPED = 3000  # times the damping, over e: there it changes inverses by less than 1e-12
 
 
 def imtl_g_weights(
@@ -37,7 +36,9 @@ def imtl_g_weights(
         w \propto D^{-1} C^{+} \mathbf 1, \quad \sum_i w_i = 1
 
     Mean-like. Weights may be negative, and large where their sum nearly vanishes; where it does the
-    weights are 0. A gradient that is zero is left out, with weight 0. One linear solve.
+    weights are 0. A gradient that is zero is left out, with weight 0. One linear solve where the
+    cosines C have full rank; a gradient counts as dependent on others where the squared sine of its
+    angle to them is below :math:`\max(10^{-13}, 4\,T\,\mathrm{noise})`.
 
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
@@ -54,29 +55,30 @@ def imtl_g_weights(
 
     Source: Liyang Liu et al., "Towards Impartial Multi-task Learning", 2021.
     """
-    usual = on_host(gram, partial(_imtl_g_of, damping=damping(gram, noise)), fixed=fixed)
+    usual = on_host(gram, partial(_imtl_g_of, least=ridge(gram, noise)), fixed=fixed)
     if usual is not None:
         return usual
     found = cosines(gram, noise)
-    weights = impartial(found, noise) / found.lengths
+    equal, _ = impartial(found, noise, fixed=fixed)
+    weights = equal / found.lengths
     total = weights.sum(-1, keepdim=True)
     vanishes = total.abs() <= _VANISHING * weights.abs().sum(-1, keepdim=True)
     weights = torch.where(vanishes, 0, weights / torch.where(vanishes, 1, total))
     return poisoned(weights, gram)
 
 
-def _impartial_of(gram: Matrix, damping: float) -> tuple[list[float], list[float]] | None:
+def _impartial_of(gram: Matrix, least: float) -> tuple[list[float], list[float]] | None:
     """Weights of an update whose projections have length 1, and the lengths of the gradients."""
     lengths = lengths_of(gram)
     found = lengths and solved(gram, lengths)
     # The least eigenvalue of the cosines is above their determinant / e.
-    if not lengths or not found or not found[1] > _UNDAMPED * damping:
+    if not lengths or not found or not found[1] > CERTAIN * least:
         return None
     return found[0], lengths
 
 
-def _imtl_g_of(gram: Matrix, damping: float) -> list[float] | None:
-    found = _impartial_of(gram, damping)
+def _imtl_g_of(gram: Matrix, least: float) -> list[float] | None:
+    found = _impartial_of(gram, least)
     if found is None:
         return None
     weights, _ = found
@@ -86,8 +88,8 @@ def _imtl_g_of(gram: Matrix, damping: float) -> list[float] | None:
     return [weight / total for weight in weights]
 
 
-def _config_of(gram: Matrix, damping: float) -> list[float] | None:
-    found = _impartial_of(gram, damping)
+def _config_of(gram: Matrix, least: float) -> list[float] | None:
+    found = _impartial_of(gram, least)
     if found is None:
         return None
     weights, lengths = found
@@ -108,7 +110,8 @@ def config_weights(
         \hat u \parallel \sum_i \frac{(C^{+} \mathbf 1)_i}{\lVert g_i \rVert}\, g_i
 
     The direction is that of IMTL-G, the length sum-like. Linear in the length of each gradient.
-    Opposite gradients give 0. A gradient that is zero is left out, with weight 0. One linear solve.
+    Opposite gradients give 0. A gradient that is zero is left out, with weight 0. One linear solve,
+    and a threshold of the rank, as :func:`imtl_g_weights`.
 
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
@@ -126,15 +129,14 @@ def config_weights(
     Source: Qiang Liu, Mengyu Chu and Nils Thuerey, "ConFIG: Towards Conflict-free Training of
     Physics Informed Neural Networks", 2024.
     """
-    usual = on_host(gram, partial(_config_of, damping=damping(gram, noise)), fixed=fixed)
+    usual = on_host(gram, partial(_config_of, least=ridge(gram, noise)), fixed=fixed)
     if usual is not None:
         return usual
     found = cosines(gram, noise)
-    equal = impartial(found, noise)
-    onto = times(found.matrix, equal)  # of the direction, onto every unit gradient
-    squared = (equal * onto).sum(-1, keepdim=True)
+    equal, onto = impartial(found, noise, fixed=fixed)
+    squared = equal.sum(-1, keepdim=True)  # the direction's length, squared
     has_direction = squared > 0
-    share = (found.present * found.lengths * onto).sum(-1, keepdim=True)
+    share = (found.lengths * onto).sum(-1, keepdim=True)
     share = share / torch.where(has_direction, squared, 1)
     return poisoned(torch.where(has_direction, share * equal / found.lengths, 0), gram)
 

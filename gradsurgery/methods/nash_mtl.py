@@ -12,7 +12,7 @@ from gradsurgery.arguments import check_choice
 from gradsurgery.method import Method, Seen
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
-from gradsurgery.solvers.cosines import cosines, poisoned, times
+from gradsurgery.solvers.cosines import cosines, poisoned, ridge, times
 from gradsurgery.solvers.newton import bargain
 
 if TYPE_CHECKING:
@@ -73,7 +73,9 @@ def fairgrad_weights(
 
     Away from :math:`\alpha = 1` the equation itself is badly conditioned where lengths differ by
     many powers of ten: its two sides agree to the precision of the type times the ratio of the
-    largest :math:`w_i \lVert g_i \rVert` to the least, squared, and fixed work may not reach that.
+    largest :math:`w_i \lVert g_i \rVert` to the least, squared. Below :math:`\alpha = 1` fixed work
+    may not reach that where, moreover, a mixture of the gradients is nearly zero: for lengths that
+    span 16 powers of ten it was off by 1e-2.
 
     Args:
         gram: inner products of the tasks' gradients, ``[..., T, T]``.
@@ -100,7 +102,8 @@ def fairgrad_weights(
     power = 1 / alpha
     # In units of the lengths, v = w d: C v = b v^-p with b = d^(p - 1).
     log_lengths = lengths.log()
-    log_v = bargain(matrix, (power - 1) * log_lengths, power, fixed=fixed)
+    target = (power - 1) * log_lengths
+    log_v = bargain(matrix, target, power, ridge=ridge(gram, noise), fixed=fixed)
     return poisoned(torch.where(present, (log_v - log_lengths).exp(), 0), gram)
 
 

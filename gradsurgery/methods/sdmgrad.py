@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.method import Method, Seen
-from gradsurgery.methods.mgda import mgda_weights
+from gradsurgery.methods.mgda import shortest
 from gradsurgery.optimizer.multitask import MultiTaskOptimizer
 from gradsurgery.optimizer.options import Options
 
@@ -54,7 +54,8 @@ def sdmgrad_weights(
     with_mean = gram.mean(-1)
     shifted = gram + lamb * (with_mean.unsqueeze(-1) + with_mean.unsqueeze(-2))
     shifted = shifted + lamb**2 * with_mean.mean(-1)[..., None, None]
-    mixture = mgda_weights(shifted, noise=noise, fixed=fixed)
+    # The mean may be tiny beside the gradients, and so may be the update.
+    mixture = shortest(shifted, noise=noise, fixed=fixed, sharp=True)
     return (mixture + lamb / gram.shape[-1]) / (1 + lamb)
 
 

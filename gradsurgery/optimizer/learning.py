@@ -12,7 +12,7 @@ from gradsurgery.diagnostics import Diagnostics
 from gradsurgery.distributed.collectives import sum_over
 from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.shards import mean_everywhere
-from gradsurgery.method import Method, Seen
+from gradsurgery.method import Seen
 from gradsurgery.optimizer.losses import GivenLosses, named
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
@@ -48,8 +48,7 @@ class Learning:
     def learn(self, step: Step) -> None:
         """Shows the losses of a step that was taken."""
         method = self._surgery.method
-        learns = type(method).learn is not Method.learn
-        if learns and self._surgery.has_begun:
+        if method.learns and self._surgery.has_begun:
             self._show(method.learn, step.to_learn)
 
     @torch.no_grad()

@@ -28,6 +28,7 @@ from gradsurgery.optimizer.settings import Settings, shared_parameters
 from gradsurgery.optimizer.shown_losses import ShownLosses
 from gradsurgery.optimizer.step import Step
 from gradsurgery.optimizer.surgery import Surgery
+from gradsurgery.optimizer.taking import Taking, take
 from gradsurgery.optimizer.task_block import TaskBlock
 from gradsurgery.optimizer.tasks import Tasks
 from gradsurgery.optimizer.update import Update
@@ -131,13 +132,13 @@ class MultiTaskOptimizer(Proxy):
         fills = on_nonfinite == "skip_task"
         self._shown = shown = ShownLosses(self._parameters, known, fills, grad_scaler)
         self._surgery = surgery = Surgery(base, method, known, told, self._settings, seed, shown)
-        is_alone = process_group is None
-        seal = Seal(self.surgery, witness.found_early, speaks=warn, is_alone=is_alone)
+        seal = Seal(self.surgery, witness.found_early, speaks=warn, is_alone=replicas is None)
         self._step = step = Step(GradientBuffer(buffer_dtype), seal)
         self._guard = guard = Guard(on_nonfinite, known, told, replicas)
         parts = self._parameters, known, step, surgery, guard, replicas, witness, self.shared
         self._learning = Learning(self._parameters, known, surgery, told, replicas)
         self._gathering, self._update = Gathering(*parts), Update(*parts, self._learning)
+        self._taking = Taking(*parts, base, self._gathering)
         self._own = OwnState(self._parameters, known, step, surgery, self._update, told)
 
     on_nonfinite: OnNonfinite = delegated("_guard", "choice")
@@ -151,9 +152,7 @@ class MultiTaskOptimizer(Proxy):
     monitor: bool = delegated("_settings", "monitor")
     grad_scaler: torch.amp.GradScaler | None = delegated("_shown", "grad_scaler")
     seed: int = delegated("_surgery", "seed", "Seed of the random choices; the step counts too.")
-    weighting: Method | Weighting = delegated(
-        "_surgery", "weighting", "Method or callable that makes weights of the tasks' gradients."
-    )
+    weighting: Method | Weighting = delegated("_surgery", "weighting", "Makes the tasks' weights.")
 
     @property
     def tasks(self) -> tuple[Hashable, ...]:
@@ -193,8 +192,7 @@ class MultiTaskOptimizer(Proxy):
 
         Raises:
             TypeError: a loss is not a tensor, or they are not in one collection.
-            ValueError: a loss is not a scalar or needs no gradient, or there are not as many as
-                declared tasks.
+            ValueError: a loss is no scalar or needs no gradient, or there are not as many as tasks.
 
         Example:
             >>> from gradsurgery import PCGrad
@@ -260,6 +258,8 @@ class MultiTaskOptimizer(Proxy):
         Optimization", 2018, section 3.3, take the same short cut for another method.
         """
         self._gathering.backward_to_features(losses, features, retain_graph)
+
+    take = take
 
     def surgery(self) -> None:
         """Makes one gradient of the tasks' and adds it to ``.grad``; :meth:`step` does it for you.

@@ -13,7 +13,7 @@ _MOST_SUPPORTS = 4096  # that are enumerated at once, over all matrices
 _NUM_ITERATIONS = 16  # of the interior point: 8 are enough but for many, nearly equal gradients
 _MOST_ROUNDS = 60  # of pivoting
 _PATIENCE = 3  # rounds without a new least number of wrong signs
-_TOLERANCE = 1e-13
+_TOLERANCE = 1e-14
 
 
 def nonneg(

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import itertools
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -23,11 +24,15 @@ from benchmarks.speed import (
     bench_steps,
     capture,
     compiled,
+    frozen,
+    joint,
     kernels,
+    launches,
     steps,
     surgery,
     table,
     trainer,
+    weights,
 )
 from benchmarks.speed.__main__ import main
 from benchmarks.speed.answers import WrongAnswerError, check, checked, expected_update
@@ -36,7 +41,15 @@ from benchmarks.speed.memory import peak_bytes
 from benchmarks.speed.methods import FAMILY, METHODS, TORCHJD, Ours, TorchJD, pcgrad
 from benchmarks.speed.surgery import Gradients
 from benchmarks.speed.targets import Finding, Settings, Target
-from benchmarks.speed.workloads import BERT_BASE, MINILM, TINY, PooledEncoder, make_bert, make_mlp
+from benchmarks.speed.workloads import (
+    BERT_BASE,
+    MINILM,
+    TINY,
+    PooledEncoder,
+    make_bert,
+    make_joint_control,
+    make_mlp,
+)
 from gradsurgery import PCGrad
 from tests import oracle
 
@@ -83,13 +96,20 @@ def test_the_check_is_the_oracle(num_tasks, num_parameters, seed):
 @pytest.mark.parametrize("size", SMALL)
 def test_every_method_gives_the_answer_that_it_promises(size, name):
     method = METHODS[name](SMALL[size]())
-    is_sum = name in ("plain", "loss-sum", "loss-sum monitor")
+    is_sum = name in ("plain", "plain loop", "joint batch", "loss-sum", "loss-sum monitor")
     has_weights = method.weights(torch.eye(method.workload.num_tasks).double()) is not None
     # A solver magnifies the rounding of products in float32.
     bound = answers.TOLERANCE if has_weights else 1e-5
     for _ in range(2):
         assert check(method) < bound
     assert has_weights + (method.orders() is not None) + is_sum == 1
+
+
+@pytest.mark.parametrize("name", joint.METHODS)
+def test_every_method_on_a_joint_batch_gives_the_answer_that_it_promises(name):
+    method = joint.METHODS[name](make_joint_control(3, 8, 2))
+    assert check(method) < 1e-5
+    assert (method.orders() is None) == (name in ("joint batch", "plain loop"))
 
 
 def test_orders_matter_to_the_check():
@@ -364,6 +384,31 @@ def test_weights_are_compared(capsys):
     assert main(["weights", "--quick", "--rounds", "1"]) == 0
     out = reported(capsys)
     assert all(member.title in out for member in FAMILY.values())
+    assert "operators here" in out
+
+
+def test_a_peer_that_fails_leaves_ours(monkeypatch):
+    def failing(gram):
+        raise RuntimeError("not on\nthis device")
+
+    member = replace(FAMILY["mgda"], peer=lambda num_tasks: failing)
+    monkeypatch.setattr(weights, "FAMILY", {"mgda": member})
+    (line,) = weights.compare((3,), rounds=1)[2:-1]
+    assert "| failed: not on this device |" in line
+
+
+def test_what_is_launched_is_counted():
+    gram = torch.eye(3, dtype=torch.float64)
+    # a product, a sum and a copy; the view and the transposition launch nothing
+    assert launches.count_launches(lambda: (gram @ gram.mT).view(-1).sum().clone(), "cpu") == 3
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_what_is_launched_on_cuda_is_counted():
+    gram = torch.eye(3, dtype=torch.float64, device="cuda")
+    assert launches.count_launches(lambda: (gram + 1).mul(2), "cuda") == 2
+    assert launches.count_waits(lambda: gram + 1) == 0
+    assert launches.count_waits(lambda: (gram + 1).sum().item()) == 1
 
 
 def test_combining_inside_the_update_is_compared(capsys):
@@ -394,7 +439,7 @@ def checkpoint(tmp_path_factory):
     (folder / "vocab.txt").write_text("\n".join(words) + "\n")
     BertTokenizerFast(str(folder / "vocab.txt")).save_pretrained(folder)
     config = BertConfig(
-        vocab_size=len(words), hidden_size=12, num_hidden_layers=1, num_attention_heads=2,
+        vocab_size=len(words), hidden_size=12, num_hidden_layers=3, num_attention_heads=2,
         intermediate_size=16,
     )  # fmt: skip
     BertModel(config).save_pretrained(folder)
@@ -437,8 +482,33 @@ def test_the_trainers_rows_are_drawn(checkpoint, capsys):
     arguments = ["--data", "synthetic", "--encoder", str(checkpoint), "--quick", "--rounds", "1"]
     assert main(["trainer", *arguments]) == 0
     out = reported(capsys)
-    assert out.count("samples/s)") == 4
+    assert out.count("samples/s)") == 8
     assert "tokenized them once" in out
+    assert out.count("were made once in") == 2
+
+
+def test_upper_layers_train_as_above_layers_made_each_time(checkpoint):
+    sizes = trainer.Sizes(steps=2, batch_size=3, eval_batches=2, eval_batch_size=4)
+    train, dev = trainer.some_examples("synthetic", sizes, seed=0)
+    kept, made = (trainer.OurTrainer(checkpoint, train, dev, sizes, 0, 2) for _ in range(2))
+    kept.model.kept = frozen.KeptOutputs()
+    assert frozen.make_outputs(kept, "fp32") > 0
+    assert kept.recipe.frozen_layers == 1
+    num_bytes = kept.model.kept.num_bytes
+    frozen.check_outputs(kept)
+    for each in (kept, made):
+        torch.manual_seed(1)
+        each.train(trainer.PRECISIONS["fp32"])
+    assert 0 < kept.model.kept.num_bytes == num_bytes  # all had been made before
+    for ours, theirs in zip(kept.model.parameters(), made.model.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-6)
+
+
+def test_kept_outputs_that_are_wrong_are_not_timed(checkpoint, monkeypatch):
+    original = frozen.KeptOutputs.of
+    monkeypatch.setattr(frozen.KeptOutputs, "of", lambda *given: original(*given).roll(1, -1))
+    with pytest.raises(WrongAnswerError, match="kept outputs: must lead to what all layers give"):
+        frozen.compare("synthetic", checkpoint, sizes=trainer.Sizes(1, 2, 1, 2), rounds=1)
 
 
 # The classes of asv

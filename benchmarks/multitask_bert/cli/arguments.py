@@ -142,6 +142,13 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="CPU threads; default: torch's, and 1 for the tiny encoder, which has no work for two",
     )
+    run.add_argument(
+        "--kept-memory",
+        type=_gib,
+        default=2.0,
+        metavar="GIB",
+        help="of each process, for the outputs of frozen layers (--set frozen_layers=N); default 2",
+    )
     run.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="default: fp32")
     run.add_argument(
         "--out", type=Path, default=Path("runs"), metavar="DIR", help="default: ./runs"
@@ -241,6 +248,16 @@ def _scale(text: str) -> float:
     if not 0 < factor <= 1:
         raise argparse.ArgumentTypeError(f"must be a number above 0 and at most 1, got {text!r}")
     return factor
+
+
+def _gib(text: str) -> float:
+    try:
+        size = float(text)
+    except ValueError:
+        size = -1.0
+    if not 0 <= size < 1 << 20:
+        raise argparse.ArgumentTypeError(f"must be a number of GiB, 0 or more, got {text!r}")
+    return size
 
 
 def _seed(text: str) -> int:

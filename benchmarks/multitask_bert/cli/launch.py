@@ -15,6 +15,8 @@ import torch
 from benchmarks.multitask_bert.cli.arguments import FAILED, INTERRUPTED, one_line
 from benchmarks.multitask_bert.data import corpus as corpora
 from benchmarks.multitask_bert.model.encoders import make_encoder
+from benchmarks.multitask_bert.model.kept import GIB, KeptOutputs
+from benchmarks.multitask_bert.model.multitask import freeze
 from benchmarks.multitask_bert.model.tiny import SIZES, settings
 from benchmarks.multitask_bert.recipes.catalog import SIDE_BY_SIDE, find_all
 from benchmarks.multitask_bert.recipes.overrides import override
@@ -120,8 +122,12 @@ def _plans(options: argparse.Namespace, given: list[str], processes: Processes) 
     sizes = {task: len(corpus.splits[task, "train"].examples) for task in tasks}
     for recipe, _ in recipes:
         check_steps(recipe, stage_steps(recipe, sizes, options.scale, options.max_steps))
-    make_encoder(encoder, recipes[0][0])  # a checkpoint that cannot be used is refused here
+    # A checkpoint that cannot be used is refused here, and so are layers that it does not have.
+    made, _ = make_encoder(encoder, recipes[0][0])
+    for recipe, _ in recipes:
+        freeze(made, recipe)
     tokenized: dict[Any, Any] = {}
+    kept = KeptOutputs(int(options.kept_memory * GIB))
     plans = []
     for recipe, deviations in recipes:
         for seed in range(options.seed, options.seed + options.seeds):
@@ -151,6 +157,7 @@ def _plans(options: argparse.Namespace, given: list[str], processes: Processes) 
                 max_steps=options.max_steps,
                 scale=options.scale,
                 tokenized=tokenized,
+                kept=kept,
                 config=config,
                 processes=processes,
             )

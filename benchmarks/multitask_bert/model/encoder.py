@@ -198,7 +198,8 @@ class MinBert(nn.Module):
     anything.
 
     ``hidden_dropout`` and ``attention_dropout`` are plain attributes, read at every forward pass in
-    training mode: assign to them to change a rate.
+    training mode: assign to them to change a rate. ``num_frozen`` of the lowest layers, and with
+    them the embeddings, have no dropout.
 
     Args:
         config: sizes and rates. The weights start as BERT's do: N(0, 0.02²) for linear maps and
@@ -221,6 +222,7 @@ class MinBert(nn.Module):
         self.config = config
         self.hidden_dropout = config.hidden_dropout
         self.attention_dropout = config.attention_dropout
+        self.num_frozen = 0
         self.embeddings = Embeddings(config)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.num_layers))
         self.pooler = nn.Linear(config.hidden_size, config.hidden_size)
@@ -233,6 +235,7 @@ class MinBert(nn.Module):
         token_type_ids: Tensor | None = None,  # [B, L] int64
         noise: Tensor | None = None,  # [B, L, D]
         places: Tensor | None = None,  # [N] int64
+        below: Tensor | None = None,  # [N, D]
     ) -> EncoderOutput:
         """Encode a batch of token ids.
 
@@ -243,6 +246,7 @@ class MinBert(nn.Module):
             noise: ``[B, L, D]``, added to the embedded tokens.
             places: ``[N]``, where the mask, as ``[B * L]``, is true, in order; None has them looked
                 up, for which a GPU makes its host wait.
+            below: ``[N, D]``, of each real token what :meth:`frozen_outputs` made; None makes it.
 
         Raises:
             ValueError: the input is longer than ``config.max_positions``, or its shape or
@@ -262,15 +266,26 @@ class MinBert(nn.Module):
                     f"got {list(ids.shape)}: make both from the same batch"
                 )
         packing = Packing(input_ids.shape, attention_mask, places)
-        hidden_dropout = self.hidden_dropout if self.training else 0.0
-        attention_dropout = self.attention_dropout if self.training else 0.0
-        hidden: Tensor = self.embeddings(input_ids, token_type_ids, packing, hidden_dropout)
-        if noise is not None:
-            hidden = hidden + packing.pack(noise)
-        for layer in self.layers:
-            hidden = layer(hidden, packing, hidden_dropout, attention_dropout)
+        hidden = below
+        if hidden is None:
+            hidden = self.frozen_outputs(input_ids, packing, token_type_ids, noise)
+        rates = (self.hidden_dropout, self.attention_dropout) if self.training else (0.0, 0.0)
+        for layer in list(self.layers)[self.num_frozen :]:
+            hidden = layer(hidden, packing, *rates)
         hidden = packing.pad(hidden)
         return EncoderOutput(hidden, torch.tanh(self.pooler(hidden[:, 0])))
+
+    def frozen_outputs(
+        self, ids: Tensor, packing: Packing, types: Tensor | None, noise: Tensor | None
+    ) -> Tensor:  # [N, D]
+        """Embed the real tokens and take them through the frozen layers, if there are any."""
+        dropout = self.hidden_dropout if self.training and not self.num_frozen else 0.0
+        hidden: Tensor = self.embeddings(ids, types, packing, dropout)
+        if noise is not None:
+            hidden = hidden + packing.pack(noise)
+        for layer in list(self.layers)[: self.num_frozen]:
+            hidden = layer(hidden, packing, 0.0, 0.0)
+        return hidden
 
 
 def _initialise(module: nn.Module) -> None:

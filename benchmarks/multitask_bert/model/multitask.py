@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from benchmarks.multitask_bert.batches.tokens import Batch, Tokens
 from benchmarks.multitask_bert.model.encoder import MinBert
+from benchmarks.multitask_bert.model.kept import KeptOutputs
 from benchmarks.multitask_bert.recipes.recipe import Head, Recipe, RecipeError
 from benchmarks.multitask_bert.tasks import TASKS, Task
 
@@ -18,16 +19,21 @@ class MultiTaskModel(nn.Module):
     """minBERT with the heads of a recipe.
 
     Args:
-        encoder: shared by the tasks.
+        encoder: shared by the tasks; the recipe's lowest layers of it are frozen.
         recipe: pair encodings, pooling, heads and dropout rates.
 
+    ``kept`` has the outputs of frozen layers, once assigned; without it they are made every time.
+
     Raises:
-        RecipeError: a head that cannot follow its pair encoding.
+        RecipeError: a head that cannot follow its pair encoding, or more frozen layers than there
+            are or than leave something to train.
     """
 
     def __init__(self, encoder: MinBert, recipe: Recipe) -> None:
         super().__init__()
+        freeze(encoder, recipe)
         self.encoder = encoder
+        self.kept: KeptOutputs | None = None
         self.pooling = recipe.pooling
         self.pairs = dict(recipe.pairs)
         self.heads = make_heads(recipe, encoder.config.hidden_size)
@@ -67,7 +73,12 @@ class MultiTaskModel(nn.Module):
 
     def embed(self, tokens: Tokens, noise: Tensor | None = None) -> Tensor:  # [B, D]
         """One vector a sentence (or joint pair), by the recipe's pooling."""
-        hidden, pooled = self.encoder(tokens.ids, tokens.mask, noise=noise, places=tokens.places)
+        below = None
+        if self.kept is not None and noise is None:  # noise goes in below the frozen layers
+            below = self.kept.of(self.encoder, tokens)
+        hidden, pooled = self.encoder(
+            tokens.ids, tokens.mask, noise=noise, places=tokens.places, below=below
+        )
         if self.pooling == "pooler":
             vector: Tensor = pooled
         elif self.pooling == "cls":
@@ -82,8 +93,16 @@ class MultiTaskModel(nn.Module):
         return len(lengths) * len(batch), max(lengths), self.encoder.config.hidden_size
 
     def trainable_parameters(self, part: str) -> Iterator[nn.Parameter]:
-        """Parameters of ``all`` or of the ``heads``."""
-        return self.heads.parameters() if part == "heads" else self.parameters()
+        """Parameters of ``all`` or of the ``heads``, apart from those of frozen layers."""
+        frozen = {id(parameter) for parameter in self.frozen_parameters().values()}
+        module = self.heads if part == "heads" else self
+        return (parameter for parameter in module.parameters() if id(parameter) not in frozen)
+
+    def frozen_parameters(self) -> dict[str, nn.Parameter]:
+        """Name the parameters of the frozen layers, and the embeddings', as the encoder does."""
+        layers = [f"layers.{number}." for number in range(self.encoder.num_frozen)]
+        places = ("embeddings.", *layers) if layers else ()
+        return {name: p for name, p in self.encoder.named_parameters() if name.startswith(places)}
 
     def _embed_both(
         self, first: Tokens, second: Tokens, noise: Tensor | None
@@ -103,6 +122,25 @@ def make_heads(recipe: Recipe, width: int) -> nn.ModuleDict:
         RecipeError: a head that cannot follow its pair encoding.
     """
     return nn.ModuleDict({name: _head(TASKS[name], recipe, width) for name in recipe.tasks})
+
+
+def freeze(encoder: MinBert, recipe: Recipe) -> None:
+    """Freezes the recipe's lowest layers of an encoder.
+
+    Raises:
+        RecipeError: there are fewer, or nothing would be left to train but the heads.
+    """
+    number, there = recipe.frozen_layers, encoder.config.num_layers
+    trains = any(stage.trainable == "all" and stage.epochs for stage in recipe.stages)
+    # Above the last layer there is the pooler, where the recipe uses it.
+    most = there - 1 if trains and recipe.pooling != "pooler" else there
+    if number > most:
+        remedy = "freeze fewer" if number > there else "set trainable=heads to freeze all layers"
+        raise RecipeError(
+            f"recipe {recipe.id}: frozen_layers must be from 0 to {most} for this encoder of "
+            f"{there} layers, got {number}; {remedy}"
+        )
+    encoder.num_frozen = number
 
 
 def _similarity(output: str, u: Tensor, v: Tensor) -> Tensor:  # [B, D], [B, D] -> [B, 1]

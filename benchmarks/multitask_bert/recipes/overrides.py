@@ -8,7 +8,8 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from benchmarks.multitask_bert.methods import METHODS
-from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError, is_number
+from benchmarks.multitask_bert.recipes.numbers import is_number
+from benchmarks.multitask_bert.recipes.recipe import Recipe, RecipeError
 
 OPTIONS = "method_options"
 
@@ -31,7 +32,9 @@ def override(recipe: Recipe, settings: Sequence[str]) -> tuple[Recipe, list[str]
         >>> recipe.stages[0].lr, changes
         (2e-05, ['lr set to 2e-05 (recipe: 1e-05)'])
     """
-    original, fields = recipe.to_dict(), recipe.to_dict()
+    original, fields = (
+        {"frozen_layers": recipe.frozen_layers, **recipe.to_dict()} for _ in range(2)
+    )
     paths: dict[str, None] = {}
     of_methods: dict[str, str] = {}
     for setting in sorted(settings, key=_names_an_option):  # the method first, then its options

@@ -20,6 +20,7 @@ from benchmarks.multitask_bert.recipes.choices import (
     SELECTIONS,
     STARTS,
 )
+from benchmarks.multitask_bert.recipes.numbers import is_count, is_number
 from benchmarks.multitask_bert.tasks import TASKS
 
 
@@ -144,6 +145,7 @@ class Recipe:
         max_length: tokens an input is cut to.
         dev_batches: by task, how many first batches of the dev split are evaluated while training;
             the best checkpoint is evaluated on all of it.
+        frozen_layers: lowest layers that, with the embeddings, do not train and have no dropout.
         assumed: names of the fields that the report does not state.
     """
 
@@ -165,6 +167,7 @@ class Recipe:
     selection: str = "mean"
     max_length: int = 512
     dev_batches: Mapping[str, int] = field(default_factory=dict)
+    frozen_layers: int = 0
     assumed: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -178,9 +181,10 @@ class Recipe:
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON would have it."""
         made: dict[str, Any] = json.loads(json.dumps(dataclasses.asdict(self)))
-        for stage in made["stages"]:
-            if not stage["method_options"]:  # older records stay those of the same recipe
-                del stage["method_options"]
+        options = [(stage, "method_options") for stage in made["stages"]]
+        for place, name in [(made, "frozen_layers"), *options]:
+            if not place[name]:  # older records stay those of the same recipe
+                del place[name]
         return made
 
     @staticmethod
@@ -238,6 +242,8 @@ def _check(recipe: Recipe) -> None:
     check(0 <= recipe.head_dropout < 1, "head_dropout", "in [0, 1)", recipe.head_dropout)
     check(0 <= recipe.encoder_dropout < 1, "encoder_dropout", "in [0, 1)", recipe.encoder_dropout)
     check(recipe.max_length >= 8, "max_length", "at least 8", recipe.max_length)
+    frozen = recipe.frozen_layers
+    check(is_count(frozen, 0), "frozen_layers", "a whole number from 0", frozen)
     check(recipe.weight_decay >= 0, "weight_decay", "at least 0", recipe.weight_decay)
     check(recipe.eps > 0, "eps", "above 0", recipe.eps)
     clip = recipe.grad_clip
@@ -282,9 +288,7 @@ def _check(recipe: Recipe) -> None:
         check(stage.lr > 0, f"{where}.lr", "above 0", stage.lr)
         counted = stage.sampling.epoch == "batches"
         num_batches = stage.sampling.num_batches
-        valid = (
-            isinstance(num_batches, int) and num_batches >= 1 if counted else num_batches is None
-        )
+        valid = is_count(num_batches, 1) if counted else num_batches is None
         rule = "a whole number, with epoch=batches alone"
         check(valid, f"{where}.sampling.num_batches", rule, num_batches)
         for task in stage.tasks or recipe.tasks:
@@ -293,8 +297,3 @@ def _check(recipe: Recipe) -> None:
             check_choice(f"{where}.losses.{task}", loss, LOSSES[TASKS[task].kind])
             size = stage.batch_size.get(task, 0)
             check(size >= 1, f"{where}.batch_size.{task}", "at least 1", size)
-
-
-def is_number(value: object) -> bool:
-    """Tells whether a field holds a number, which a bool is none of."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

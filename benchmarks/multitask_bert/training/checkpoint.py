@@ -69,7 +69,7 @@ def save_model(path: Path, model: nn.Module, origin: Origin | None = None) -> No
     tensors = {name: value.detach().cpu() for name, value in model.state_dict().items()}
     told = {} if origin is None else asdict(origin)
     # One entry: safetensors writes several in any order, and equal models are to be equal files.
-    metadata = {_METADATA: json.dumps({"sha256": _digest(tensors), **told})}
+    metadata = {_METADATA: json.dumps({"sha256": digest_of(tensors), **told})}
     write_whole(path, safetensors.torch.save(tensors, metadata))
 
 
@@ -84,7 +84,7 @@ def load_model(path: Path, model: nn.Module, origin: Origin | None = None) -> No
             metadata = _told(file.metadata() or {})
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         # Files of versions before this one have no checksum.
-        if metadata.get("sha256") not in (None, _digest(tensors)):
+        if metadata.get("sha256") not in (None, digest_of(tensors)):
             raise ValueError("other numbers than were written")
         if origin is not None:
             origin.check({name: metadata[name] for name in asdict(origin) if name in metadata})
@@ -142,7 +142,7 @@ def _not_weights(path: Path, error: Exception) -> RecordError:
     )
 
 
-def _digest(tensors: Mapping[str, Tensor]) -> str:
+def digest_of(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 of tensors, their names, types and shapes."""
     digest = hashlib.sha256()
     for name, tensor in sorted(tensors.items()):

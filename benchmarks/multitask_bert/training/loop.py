@@ -125,6 +125,8 @@ class Training:
             for event in data_events(self.plan.corpus, self.plan.recipe.tasks):
                 record.append(event)
         record.write_json("environment.json", environment(self.plan.device))
+        if told := self._parts.about_kept():
+            tqdm.write(told)
 
     def finish(self, interrupted: Callable[[], bool]) -> bool:
         """Goes through the epochs that are left."""

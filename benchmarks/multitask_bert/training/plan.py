@@ -15,6 +15,7 @@ from benchmarks.multitask_bert.batches.tokenized import SINGLE, TokenizedSplit
 from benchmarks.multitask_bert.data.files import Corpus
 from benchmarks.multitask_bert.methods import METHODS
 from benchmarks.multitask_bert.model.encoder import MinBert
+from benchmarks.multitask_bert.model.kept import KeptOutputs
 from benchmarks.multitask_bert.model.losses import PAIR_LOSSES
 from benchmarks.multitask_bert.model.multitask import make_heads
 from benchmarks.multitask_bert.model.regularisers import PROXIMITY, SMOOTHNESS
@@ -38,6 +39,7 @@ class Plan:
         max_steps: optimizer steps in all, whatever the epochs.
         scale: by which every epoch of every stage is shortened.
         tokenized: splits already tokenized, shared by the runs of one command.
+        kept: outputs of frozen layers, shared by the runs of one command.
         config: what ``config.json`` says besides.
         processes: that run it together.
     """
@@ -52,6 +54,7 @@ class Plan:
     max_steps: int | None = None
     scale: float = 1.0
     tokenized: dict[tuple[str, str, str, int], TokenizedSplit] = field(default_factory=dict)
+    kept: KeptOutputs = field(default_factory=KeptOutputs)
     config: Mapping[str, Any] = field(default_factory=dict)
     processes: Processes = ALONE
 

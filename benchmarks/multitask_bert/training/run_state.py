@@ -10,9 +10,14 @@ import torch
 from torch import Tensor
 
 from benchmarks.multitask_bert.batches.seeds import derive_seed
+from benchmarks.multitask_bert.model.kept import GIB
 from benchmarks.multitask_bert.model.multitask import MultiTaskModel
 from benchmarks.multitask_bert.recipes.recipe import RecipeError
-from benchmarks.multitask_bert.training.checkpoint import random_states, set_random_states
+from benchmarks.multitask_bert.training.checkpoint import (
+    digest_of,
+    random_states,
+    set_random_states,
+)
 from benchmarks.multitask_bert.training.plan import Plan, check_runnable
 from benchmarks.multitask_bert.training.progress import Progress
 from benchmarks.multitask_bert.training.stage import Steps
@@ -57,19 +62,35 @@ class Parts:
                 f"recipe {recipe.id}: max_length must be <= {encoder.config.max_positions} for "
                 f"this encoder, got {recipe.max_length} and an input of {longest} tokens"
             )
+        self._keep_outputs()
         starts = [stage.start for stage in recipe.stages]
         self._initial_encoder = copy.deepcopy(encoder.state_dict()) if "initial" in starts else {}
         self._ended_encoders: list[Mapping[str, Tensor]] = []
         self._begin_stage()
 
     def layers(self) -> dict[str, list[Tensor]]:
-        """The parameters of each layer of the encoder."""
+        """The parameters of each layer of the encoder that is not frozen."""
         encoder = self.model.encoder
-        return {
-            "embeddings": list(encoder.embeddings.parameters()),
-            **{f"layer {i}": list(x.parameters()) for i, x in enumerate(encoder.layers, start=1)},
-            "pooler": list(encoder.pooler.parameters()),
-        }
+        layers = {f"layer {i}": layer for i, layer in enumerate(encoder.layers, start=1)}
+        parts = list({"embeddings": encoder.embeddings, **layers}.items())
+        trained = parts[encoder.num_frozen + 1 if encoder.num_frozen else 0 :]
+        return {name: list(x.parameters()) for name, x in [*trained, ("pooler", encoder.pooler)]}
+
+    def about_kept(self) -> str:
+        """Says how much of the outputs of frozen layers is kept; empty where none are frozen."""
+        if self.model.kept is None:
+            return ""
+        each = 4 * self.model.encoder.config.hidden_size  # bytes of a token's
+        splits = self.splits.items()
+        again = {task for (task, _), split in splits if split.encoding == "joint-raw-ids"}
+        num_bytes = each * sum(int(x.lengths.sum()) for (t, _), x in splits if t not in again)
+        most, bound = num_bytes / GIB, self.model.kept.max_bytes / GIB
+        text = f"frozen layers: outputs of at most {most:.2g} GiB, kept in up to {bound:g} GiB"
+        if most > bound:
+            text += "; the others are made again whenever they are needed (--kept-memory)"
+        if again:
+            text += f"; {', '.join(sorted(again))}: made in every step, for joint-raw-ids"
+        return text
 
     def end_stage(self) -> None:
         """Goes from a stage that has ended to the next one, if there is one."""
@@ -117,6 +138,7 @@ class Parts:
         check_losses(parts, state["loss_counts"])
         self.steps.load_state_dict(state)
         self.model.load_state_dict(state["model"])
+        self._keep_outputs()
         sums = {task: total.to(device) for task, total in own["loss_sums"].items()}
         self.steps.loss_sums.update(sums)
         set_random_states(own["random"], device)
@@ -127,8 +149,19 @@ class Parts:
         if start == "initial":
             self.model.encoder.load_state_dict(self._initial_encoder)
         elif start == "average":
-            self.model.encoder.load_state_dict(_average(self._ended_encoders))
+            # The mean of equal numbers need not be that number to the last bit.
+            frozen = self.model.frozen_parameters()
+            average = {**_average(self._ended_encoders), **frozen}
+            self.model.encoder.load_state_dict(average)
             self._ended_encoders = []
+
+    def _keep_outputs(self) -> None:
+        """Keeps the outputs of the frozen layers, if there are any, from here on."""
+        frozen = self.model.frozen_parameters()
+        if frozen:
+            digest = digest_of({name: p.detach().cpu() for name, p in frozen.items()})
+            self.plan.kept.belong_to((digest, self.plan.precision, self.plan.device))
+            self.model.kept = self.plan.kept
 
     def _begin_stage(self) -> None:
         stage = self.plan.recipe.stages[self.progress.stage]

@@ -53,9 +53,11 @@ class Steps:
         recipe = plan.recipe
         tasks = stage.tasks or recipe.tasks
         self.plan, self.stage, self.model = plan, stage, model
-        model.requires_grad_(stage.trainable == "all")
-        model.heads.requires_grad_(True)
-        base = make_adamw(recipe, stage, model.trainable_parameters(stage.trainable))
+        parameters = list(model.trainable_parameters(stage.trainable))
+        model.requires_grad_(False)
+        for parameter in parameters:
+            parameter.requires_grad_(True)
+        base = make_adamw(recipe, stage, parameters)
         self.optimizer: MultiTaskOptimizer = make_optimizer(
             stage, base, tasks, plan.seed, plan.processes.group
         )

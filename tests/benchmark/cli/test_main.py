@@ -325,6 +325,42 @@ def test_other_arguments_are_refused(call, arguments, word, resume):
     assert files_of(Path("runs")) == before
 
 
+@pytest.mark.usefixtures("small_corpus")
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--set", "frozen_layers=2"], ["frozen_layers", "0 to 1", "trainable=heads"]),
+        (["--set", "frozen_layers=3"], ["frozen_layers", "2 layers", "freeze fewer"]),
+        (["--set", "frozen_layers=-1"], ["frozen_layers", "a whole number from 0", "-1"]),
+        (["--kept-memory", "-1"], ["--kept-memory", "GiB"]),
+    ],
+)
+def test_layers_that_cannot_be_frozen_are_refused(call, arguments, words):
+    found = call("run", PCGRAD, *QUICK, *arguments)
+    assert found.status == 2
+    assert not Path("runs").exists()
+    for word in words:
+        assert word in found.err.splitlines()[-1]
+
+
+@pytest.mark.usefixtures("small_corpus")
+def test_frozen_layers_are_a_deviation_and_memory_is_none(call):
+    """A run goes on with less memory as it was."""
+    frozen = ("--set", "frozen_layers=1")
+    found = call("run", PCGRAD, *QUICK, *frozen)
+    assert found.status == 0
+    assert "frozen layers: outputs of at most" in found.out
+    config = Record(run_folder("runs")).read_json("config.json")
+    assert "frozen_layers set to 1 (recipe: 0)" in config["deviations"]
+    before = outcome(run_folder("runs"))
+    forget_the_end(run_folder("runs"))
+    assert call("run", PCGRAD, *QUICK, *frozen, "--kept-memory", "0", "--resume").status == 0
+    assert outcome(run_folder("runs")) == before
+    assert call("report", "runs").status == 0
+    assert "frozen_layers set to 1 (recipe: 0)" in Path("runs/report.md").read_text()
+    assert call("predict", str(run_folder("runs")), "--split", "dev").status == 0
+
+
 def forget_the_end(folder: Path) -> None:
     """As if the process had been killed after its last state, before the last line."""
     path = folder / "metrics.jsonl"

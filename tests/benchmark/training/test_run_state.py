@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from benchmarks.multitask_bert.model.encoder import MinBert
+from benchmarks.multitask_bert.model.kept import KeptOutputs
 from benchmarks.multitask_bert.model.tiny import tiny_encoder
 from benchmarks.multitask_bert.recipes.recipe import (
     Head,
@@ -131,6 +132,16 @@ def test_interrupted_in_the_last_evaluation_is_complete(tmp_path, undisturbed):
     plan = make_plan(tmp_path, recipe, make_encoder=interrupting(4, "eval"))
     assert run(plan)
     assert_same(outcome(tmp_path), outcome(undisturbed("joint")))
+
+
+@pytest.mark.parametrize("max_bytes", [30_000, 2**30])
+def test_outputs_of_frozen_layers_are_made_again(tmp_path, max_bytes):
+    """In the order in which the rest of the run needs them."""
+    recipe = make_recipe(frozen_layers=1)
+    assert run(make_plan(tmp_path / "undisturbed", recipe))
+    kept = KeptOutputs(max_bytes)
+    assert_resumes(tmp_path / "resumed", tmp_path / "undisturbed", recipe, 8, 21, kept=kept)
+    assert_resumes(tmp_path / "anew", tmp_path / "undisturbed", recipe, 8)
 
 
 def test_with_a_limit_of_steps(tmp_path):

@@ -52,6 +52,7 @@ ALIKE: dict[str, tuple[str, ...]] = {
     "padding inside": (PCGRAD, "batch_size=5", "pairs.sts=joint-raw-ids"),
     "near the past": (PCGRAD, "batch_size=5", BREGMAN),
     "smooth": (PCGRAD, "batch_size=5", SMART),
+    "frozen layers": (PCGRAD, "batch_size=5", "frozen_layers=1"),
     "shortened evaluation": (PCGRAD, "batch_size=8", 'dev_batches={"quora": 1}'),
     "stages": ("chada-jolly/novel-cs-gs", "batch_size=16", "epochs=1"),
 }

@@ -405,3 +405,38 @@ def weights_of_losses_are_of_their_mean_where_a_process_has_no_examples():
     # The mean of both losses is theirs over the number of processes, and so are their gradients.
     expected = parameter.new_tensor([2 / 4 + 3 / 3, 2 / 4])
     torch.testing.assert_close(parameter.grad, expected, rtol=1e-12, atol=0)
+
+
+@check
+def taken_gradients_are_those_of_blocks_on_every_process():
+    """A process without any task takes nothing."""
+    me, num = dist.get_rank(), dist.get_world_size()
+    group = dist.group.WORLD
+    for options in ({}, {"every": 2}, {"on_nonfinite": "skip_task"}):
+        taking, in_blocks = Model(), Model()
+        optimizer = watched(
+            PCGrad(sgd(taking), tasks=TASKS, process_group=group, **options), taking
+        )
+        other = watched(
+            PCGrad(sgd(in_blocks), tasks=TASKS, process_group=group, **options), in_blocks
+        )
+        for step in range(4):
+            batches = own_batches(step, uneven, me, num)
+            parameters = list(taking.parameters())
+            optimizer.zero_grad()
+            optimizer.take(
+                {
+                    task: torch.autograd.grad(taking(task, batch), parameters, allow_unused=True)
+                    for task, batch in batches.items()
+                },
+                parameters=parameters,
+            )
+            optimizer.step()
+            train_step(in_blocks, other, batches)
+            for found, expected in zip(parameters, in_blocks.parameters(), strict=True):
+                assert torch.equal(found, expected)
+        assert_equal_everywhere(taking, optimizer)
+    sharded = sharded_model()
+    optimizer = PCGrad(sgd(sharded), tasks=TASKS)
+    stack = torch.zeros(3, *sharded.scale.shape)
+    assert "not sharded" in message(ValueError, lambda: optimizer.take({sharded.scale: stack}))

@@ -35,7 +35,7 @@ METHODS = {
     "imtl_g": imtl_g_weights,
     "config": config_weights,
 }
-PROGRAMS = ("mgda", "upgrad", "dualproj", "cagrad", "sdmgrad")
+PROGRAMS = ("mgda", "upgrad", "dualproj", "cagrad", "sdmgrad", "imtl_g", "config")
 
 
 def gram_of(rows):
@@ -47,7 +47,8 @@ FAMILIES = tuple(families(2, 0))
 
 EXACTLY = {row.title: row for row in ROWS}
 TITLES = {"mgda": "MGDA", "upgrad": "UPGrad", "dualproj": "DualProj", "cagrad": "CAGrad",
-          "sdmgrad": "SDMGrad", "nash_mtl": "Nash-MTL"}  # fmt: skip
+          "sdmgrad": "SDMGrad", "nash_mtl": "Nash-MTL", "imtl_g": "IMTL-G",
+          "config": "ConFIG"}  # fmt: skip
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -57,8 +58,8 @@ def test_programs_agree_with_solutions_in_80_digits(num_tasks, family):
     gram = gram_of(rows)
     bound = 1e-5 if family in SINGULAR else 1e-8
     for name, title in TITLES.items():
-        if name == "nash_mtl" and family in SINGULAR:
-            continue  # no solution, or one whose weights have no bound
+        if name == "nash_mtl" and family == "rank-deficient":
+            continue  # a mixture may be zero: no solution
         row = EXACTLY[title]
         right = torch.tensor(exact.update_of(row.exact(rows, []), rows), dtype=torch.float64)
         for fixed in (False, True):
@@ -161,18 +162,17 @@ def test_cagrad_closes_the_duality_gap(num_tasks, seed, family, fixed, c):
     assert ((rows @ update - value) / rows.norm(dim=-1)).min() >= -bound
 
 
-def is_beyond_fixed_work(num_tasks, family, fixed, alpha):
-    """Where lengths span 16 powers of ten, and there are many or a mixture is nearly zero, nine
-    steps are too few for a bargain other than Nash's, as fairgrad_weights says."""
-    is_hard = family == "scaled conflict" or (family == "scaled" and num_tasks > 5)
-    return fixed and alpha != 1 and is_hard
+def is_beyond_fixed_work(family, fixed, alpha):
+    """Where lengths span 16 powers of ten and a mixture is nearly zero, twelve steps are too few
+    for a bargain below alpha = 1, as fairgrad_weights says."""
+    return fixed and alpha < 1 and family == "scaled conflict"
 
 
 @MANY
 @given(NUMBERS, SEEDS, KINDS, WAYS, st.sampled_from([0.5, 1.0, 2.0]))
 def test_bargains_meet_their_equation(num_tasks, seed, family, fixed, alpha):
     rows = families(num_tasks, seed)[family]
-    if family in SINGULAR or is_beyond_fixed_work(num_tasks, family, fixed, alpha):
+    if family in SINGULAR or is_beyond_fixed_work(family, fixed, alpha):
         return
     weights = fairgrad_weights(gram_of(rows), alpha, fixed=fixed)
     assert weights.min() > 0
@@ -187,35 +187,33 @@ def test_bargains_meet_their_equation(num_tasks, seed, family, fixed, alpha):
 
 @pytest.mark.parametrize("alpha", [0.5, 1.0, 2.0])
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("num_tasks", [2, 3, 5])
+@pytest.mark.parametrize("num_tasks", [2, 3, 5, 8])
 def test_bargains_agree_with_80_digits(num_tasks, family, alpha):
     rows = families(num_tasks, seed=num_tasks)[family]
     if family == "rank-deficient":  # not stationary: else there is no bargain
         rows = rows - 2 * rows * (rows @ rows.sum(0) < 0).unsqueeze(-1)
         if (mgda_weights(gram_of(rows)) @ rows).norm() < 1e-3 * rows.norm(dim=-1).min():
             pytest.skip("a mixture of these gradients is zero")
-    bound = 1e-4 if family == "opposite" else 1e-8
+    bound = 1e-5 if family == "opposite" else 1e-8
     right = exact.update_of(exact.fairgrad(rows, alpha), rows)
     right = torch.tensor(right, dtype=torch.float64)
     for fixed in (False, True):
-        if is_beyond_fixed_work(num_tasks, family, fixed, alpha) or (
-            fixed and family == "opposite"
-        ):
+        if is_beyond_fixed_work(family, fixed, alpha):
             continue
         found = fairgrad_weights(gram_of(rows), alpha, fixed=fixed) @ rows
         assert (found - right).norm() <= bound * right.norm(), fixed
 
 
 @MANY
-@given(NUMBERS, SEEDS, KINDS)
-def test_equal_angles_are_equal(num_tasks, seed, family):
+@given(NUMBERS, SEEDS, KINDS, WAYS)
+def test_equal_angles_are_equal(num_tasks, seed, family, fixed):
     rows = families(num_tasks, seed)[family]
-    if family in (*SINGULAR, "collinear", "near twins", "hierarchy"):
+    if family in SINGULAR:
         return
     gram = gram_of(rows)
     units = torch.nn.functional.normalize(rows, dim=-1)
     for name in ("imtl_g", "config"):
-        onto = units @ (METHODS[name](gram) @ rows)
+        onto = units @ (METHODS[name](gram, fixed=fixed) @ rows)
         assert (onto - onto.mean()).abs().max() <= 1e-8 * onto.abs().max(), name
 
 
@@ -236,11 +234,14 @@ def test_aligned_components_are_equally_strong(num_tasks, seed, family, fixed, s
     torch.testing.assert_close(made[-len(kept) :], squared.expand(len(kept)), rtol=1e-6, atol=0)
 
 
-def close(found, expected, rows, family, **more):
+def close(found, expected, rows, family, name):
     """Compares updates, in units of the longest gradient that goes into them."""
+    # To part two that differ by 1e-3 equally, weights must be up to 1e6 gradients long.
+    is_hard = family == "near twins" and name in ("imtl_g", "config")
     unit = rows.norm(dim=-1).max()
     distance = ((found - expected) @ rows).norm() / unit
-    assert distance <= (1e-5 if family in SINGULAR else 1e-8), (family, more)
+    bound = 1e-5 if family in SINGULAR else 1e-6 if is_hard else 1e-8
+    assert distance <= bound, (family, name)
 
 
 @MANY
@@ -392,12 +393,22 @@ class TestDegenerate:
         assert found == pytest.approx(expected, rel=1e-8)
 
     def test_equal_angles_of_one_direction(self, fixed):
-        # Rounding divides what they share only to about 1e-4, as impartial() says; the length of
-        # ConFIG does not see that.
-        assert self.of("imtl_g", [[3.0], [1.0]], fixed) == pytest.approx((0.25, 0.75), rel=2e-4)
+        assert self.of("imtl_g", [[3.0], [1.0]], fixed) == pytest.approx((0.25, 0.75), rel=1e-12)
         found = self.of("config", [[3.0], [1.0]], fixed)
-        assert found == pytest.approx((2 / 3, 2), rel=2e-4)
-        assert 3 * found[0] + found[1] == pytest.approx(4, rel=1e-8)
+        assert found == pytest.approx((2 / 3, 2), rel=1e-12)
+
+    def test_equal_angles_of_gradients_that_depend_on_each_other(self, fixed):
+        # Two of three are one gradient, 3 and 1 long: half of the plane's share is theirs.
+        rows = [[3.0, 0.0], [0.0, 2.0], [1.0, 0.0]]
+        expected = (1 / 6, 1 / 2, 1 / 2)  # C+ 1 = (1/2, 1, 1/2) over the lengths
+        shares = [number * 6 / 7 for number in expected]
+        assert self.of("imtl_g", rows, fixed) == pytest.approx(shares, rel=1e-12)
+        assert self.of("config", rows, fixed) == pytest.approx([3 * n for n in expected], rel=1e-12)
+
+    def test_no_angle_is_equal_with_opposite_gradients(self, fixed):
+        rows = [[3.0, 1.0], [-0.3, -0.1], [2.0, -6.0], [-0.7, 2.1]]  # two pairs, rounded
+        assert self.of("imtl_g", rows, fixed) == [0] * 4
+        assert self.of("config", rows, fixed) == [0] * 4
 
     def test_cagrad_of_one_direction(self, fixed):
         found = self.of("cagrad", [[3.0], [1.0]], fixed)
@@ -458,6 +469,21 @@ def test_gradvac_lifts_a_cosine_to_its_target():
     share = weights - 1
     vector = rows[0] + share[1] * rows[1]
     assert torch.cosine_similarity(vector, rows[1], dim=0).item() == pytest.approx(0.5, rel=1e-9)
+
+
+@pytest.mark.parametrize("copies", [1, 5])  # in Python's numbers, and in tensors
+def test_gradvac_meets_nobody_with_what_rounding_leaves(copies):
+    line = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    rows = torch.tensor([[1.0], [-0.3], [0.7]], dtype=torch.float64) * line
+    gram = gram_of(rows).expand(copies, 3, 3)
+    order = torch.tensor([[1, 2, 0], [0, 2, 1], [1, 0, 2]])
+    weights, moved = gradvac_weights(gram, torch.full_like(gram, -0.5), order)
+    # Everyone's first visit is to its opposite, and nothing is left of it.
+    expected = torch.full((copies, 3, 3), -0.5, dtype=torch.float64)
+    for one, other in ((0, 1), (1, 0), (2, 1)):
+        expected[:, one, other] = -0.75
+    torch.testing.assert_close(moved, expected, rtol=0, atol=1e-7)
+    assert (weights @ rows).norm() <= 1e-6 * rows.norm()
 
 
 def test_dbmtl_makes_gradients_as_long_as_the_longest():

@@ -14,6 +14,7 @@ from torch import nn
 from gradsurgery import (
     CRMOGM,
     DBMTL,
+    DWA,
     MGDA,
     RGW,
     CAGrad,
@@ -29,7 +30,7 @@ from gradsurgery import (
 )
 from gradsurgery.methods.by_task import ByTask
 from gradsurgery.methods.order import standard_normals
-from tests.library.methods.table import GRAM_METHODS, SEEING_METHODS, equal_norms
+from tests.library.methods.table import GRAM_METHODS, LOSS_METHODS, SEEING_METHODS, equal_norms
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*a step without surgery")
 
@@ -242,6 +243,55 @@ class TestCRMOGM:
                 average[task] = alpha * old + (1 - alpha) * weight
             expected = {task: average[task] for task in new}
             assert found == pytest.approx(expected, rel=1e-9)
+
+    @pytest.mark.parametrize("name", LOSS_METHODS)
+    def test_it_averages_weights_of_the_losses_and_hands_on_what_is_learned(self, name):
+        def run(averages, steps, resumed=None):
+            parameter = nn.Parameter(torch.linspace(-1, 1, 6, dtype=torch.float64))
+            base = torch.optim.SGD([parameter], lr=0.0)
+            optimizer = LOSS_METHODS[name](base, tasks="abc")
+            if averages:
+                weighting = optimizer.weighting
+                optimizer = CRMOGM(base, weighting, alpha=0.75, tasks="abc", seed=optimizer.seed)
+            if resumed is not None:
+                optimizer.load_state_dict(resumed)
+            weights = []
+            for step in steps:
+                optimizer.zero_grad()
+                losses = normal_losses(parameter, step)
+                optimizer.backward(losses)
+                weights.append(optimizer.diagnostics.weights.flatten())
+                optimizer.step()
+                if name == "famo":
+                    optimizer.look_again(normal_losses(parameter, step + 100))
+            return weights, optimizer
+
+        plain, alone = run(False, range(6))
+        averaged, optimizer = run(True, range(6))
+        expected = plain[0]
+        for new, found in zip(plain, averaged, strict=True):
+            expected = 0.75 * expected + 0.25 * new
+            torch.testing.assert_close(found, expected)
+        numbers, others = optimizer.diagnostics.numbers, alone.diagnostics.numbers
+        assert numbers.keys() == others.keys()
+        for key, values in others.items():
+            torch.testing.assert_close(numbers[key], values, equal_nan=True)
+        _, before = run(True, range(4))
+        after, _ = run(True, range(4, 6), resumed=before.state_dict())
+        torch.testing.assert_close(after, averaged[4:], rtol=0, atol=0)
+
+    def test_what_does_not_look_twice_says_so(self):
+        weight = nn.Parameter(torch.ones(2))
+        optimizer = CRMOGM(torch.optim.SGD([weight], lr=0.0), DWA, tasks="ab")
+        optimizer.backward({"a": weight[0], "b": weight[1]})
+        optimizer.step()
+        with pytest.raises(ValueError, match=r"^look_again\(\): .*DWAMethod"):
+            optimizer.look_again({"a": weight[0], "b": weight[1]})
+
+    def test_what_learns_nothing_is_shown_nothing(self):
+        base = torch.optim.SGD([nn.Parameter(torch.ones(1))], lr=1.0)
+        assert not CRMOGM(base, MGDA).weighting.learns
+        assert CRMOGM(base, DWA).weighting.learns
 
     def test_ways_to_say_which(self):
         class AsMethod(Method):
