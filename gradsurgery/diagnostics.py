@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from gradsurgery.arguments import check_integer
-from gradsurgery.gradients.places import placed_pairs
+from gradsurgery.conflict_counts import ConflictCounts
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -60,8 +60,7 @@ class Diagnostics:
         self._coefficients: Tensor | None = None
         self._group_grams: Tensor | None = None
         self._numbers: dict[str, Tensor] = {}  # [N] each
-        self._met: Tensor | None = None  # [N, N] surgeries in which both tasks took part
-        self._conflicted: Tensor | None = None  # [N, N] those in which they conflicted
+        self._counts = ConflictCounts()
 
     def __repr__(self) -> str:
         # Without a number from the device, for which a debugger would wait at every line.
@@ -94,13 +93,7 @@ class Diagnostics:
         self.num_surgeries += 1
         if grams is None:
             return
-        self._met = _grown(self._met, len(task_names), grams.device)
-        self._conflicted = _grown(self._conflicted, len(task_names), grams.device)
-        conflicts = self.conflicts
-        both = torch.stack([torch.ones_like(conflicts), conflicts], dim=-1)
-        met, conflicted = placed_pairs(both, indices, len(task_names)).unbind(-1)
-        self._met += met
-        self._conflicted += conflicted
+        self._counts.add(grams, indices, len(task_names))
 
     def record_groups(self, names: Sequence[str], grams: Tensor | None) -> None:  # [K, T, T]
         """Takes note of the inner products over groups of parameters in the same surgery."""
@@ -191,7 +184,8 @@ class Diagnostics:
     @property
     def conflict_rate(self) -> Tensor:  # [N, N]
         """Share of the surgeries of two tasks in which they conflicted; NaN if they never met."""
-        return _recorded(self._conflicted) / _recorded(self._met)
+        met, conflicted = self._counts.read()
+        return _recorded(conflicted) / _recorded(met)
 
     def summary(self) -> dict[str, float]:
         """The numbers as a flat dictionary for a logger, read in one wait for the device.
@@ -269,10 +263,12 @@ class Diagnostics:
 
     def state_dict(self) -> dict[str, object]:
         """The running counts, for an exact resume."""
+        met, conflicted = self._counts.read()
+        counts = {"nonfinite": self._nonfinite, "met": met, "conflicted": conflicted}
         return {
             "num_surgeries": self.num_surgeries,
             "num_skipped_steps": self.num_skipped_steps,
-            **{name: copy.deepcopy(getattr(self, f"_{name}")) for name in _DIMENSIONS},
+            **copy.deepcopy(counts),
         }
 
     def check_state(self, state: Mapping[str, Any], num_tasks: int) -> None:
@@ -306,10 +302,10 @@ class Diagnostics:
         self.__init__()  # type: ignore[misc]
         self.num_surgeries = int(state["num_surgeries"])  # type: ignore[call-overload]
         self.num_skipped_steps = int(state.get("num_skipped_steps", 0))  # type: ignore[call-overload]
-        for name in _DIMENSIONS:
-            counts = state.get(name)
-            if isinstance(counts, Tensor):
-                setattr(self, f"_{name}", counts.to(device, copy=True))
+        saved = {name: state.get(name) for name in _DIMENSIONS}
+        found = {n: v.to(device, copy=True) for n, v in saved.items() if isinstance(v, Tensor)}
+        self._nonfinite = found.get("nonfinite")
+        self._counts = ConflictCounts(found.get("met"), found.get("conflicted"))
 
 
 _DIMENSIONS = {"nonfinite": 1, "met": 2, "conflicted": 2}  # of the running counts
@@ -338,13 +334,3 @@ def _keys(named: Sequence[tuple[str, tuple[Hashable, ...]]]) -> list[str]:
 def _cosines(gram: Tensor) -> Tensor:  # [..., T, T] -> [..., T, T]
     norms = gram.diagonal(dim1=-2, dim2=-1).sqrt()
     return torch.where(gram == 0, 0.0, gram / norms.unsqueeze(-2) / norms.unsqueeze(-1))
-
-
-def _grown(counts: Tensor | None, num_tasks: int, device: torch.device) -> Tensor:
-    """Counts over more tasks than before, the new ones zero."""
-    if counts is not None and counts.shape[0] == num_tasks:
-        return counts
-    grown = torch.zeros(num_tasks, num_tasks, dtype=torch.int64, device=device)
-    if counts is not None:
-        grown[: counts.shape[0], : counts.shape[1]] = counts
-    return grown

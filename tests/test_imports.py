@@ -19,6 +19,7 @@ LIBRARY_WINGS = [
     "distributed",
     "kernels",
     "sampling",
+    "conflict_counts",
     "diagnostics",
     "stateful",
     "method",

@@ -49,6 +49,7 @@ class GradientBuffer:
     slots: dict[int, int] = field(default_factory=dict)  # task -> slot
     _touched: dict[Tensor, set[int]] = field(default_factory=dict)  # parameter -> slots
     _loose: dict[Tensor, dict[int, Tensor]] = field(default_factory=dict)
+    _is_settled: bool = False
     _layout: Layout = field(init=False)
 
     def __post_init__(self) -> None:
@@ -79,31 +80,31 @@ class GradientBuffer:
             grads: pairs of a parameter and its gradient.
             copy: whether the caller goes on using the gradients; otherwise they become ours.
         """
-        if self._layout.given and (task not in self.slots or self._layout.has_given(grads)):
+        layout, touched = self._layout, self._touched
+        if layout.given and (task not in self.slots or layout.has_given(grads)):
             self._copy_given()
         if not self.slots:
-            self._layout.prepare()
-        self._layout.check_dtypes(grads, are_first=not self.slots)
-        self._unsettle()
+            layout.prepare()
+        layout.check_dtypes(grads, are_first=not self.slots)
+        if self._is_settled:
+            self._unsettle()
         slot = self.slots.setdefault(task, len(self.slots))
-        self._layout.reserve(slot + 1)
-        home_of, road = self._layout.home, None
+        layout.reserve(slot + 1)
+        views, road = layout.views[slot], None
+        # Where gradients go, and what goes there, by whether it is added and by which road.
         targets: dict[tuple[bool, Road | None], tuple[list[Tensor], list[Tensor]]] = {}
         for parameter, given in grads:
-            grad = local(given)
+            grad = given if type(given) is Tensor else local(given)
             if grad.is_complex():
                 grad = real(grad)
-            slots = self._touched.setdefault(parameter, set())
+            slots, target = touched.setdefault(parameter, set()), views.get(parameter)
             again = slot in slots
             slots.add(slot)
-            home = home_of.get(parameter)
             if self.on_host:
-                road = self._layout.road(grad.device, is_known=home is not None)
-            if home is not None:
-                target = home.view(parameter, slot)
-            elif again:
+                road = layout.road(grad.device, is_known=target is not None)
+            if target is None and again:
                 target = self._loose[parameter][slot]
-            else:
+            elif target is None:
                 room = None if road is None else road.room
                 target = kept(parameter, grad, self.dtype, copy=copy, room=room)
                 self._loose.setdefault(parameter, {})[slot] = target
@@ -163,6 +164,7 @@ class GradientBuffer:
         """Makes the rows ready for the passes: what no task reached is zero, what one task alone
         reached leaves the rows."""
         self.check_shapes()
+        self._is_settled = True
         num_slots = len(self.slots)
         for rows in self._layout.in_use():
             blank: list[tuple[Tensor, int]] = []
@@ -174,11 +176,14 @@ class GradientBuffer:
                     if parameter not in self._loose:
                         self._loose[parameter] = {slot: rows.taken(parameter, slot)}
                     slots = set()
-                blank += [(parameter, s) for s in range(num_slots) if s not in slots]
-            rows.blank(blank)
+                if len(slots) < num_slots:
+                    blank += [(parameter, s) for s in range(num_slots) if s not in slots]
+            if blank:
+                rows.blank(blank)
 
     def _unsettle(self) -> None:
         """Takes back what settle() did to the rows, for a step that goes on after it."""
+        self._is_settled = False
         home = self._layout.home
         for parameter in [p for p in self._loose if p in home]:
             for slot, grad in self._loose.pop(parameter).items():
@@ -220,13 +225,15 @@ class GradientBuffer:
                         gram = gram_matrices(stacked, [0, stacked.shape[1]])[0]
                         add(spread(parameter), unit, placed_pairs(gram, list(loose), num_slots))
         # Every process must ask for the sums of the others in the same order: that of the blocks.
-        spreads = dict.fromkeys(spread(parameter) for parameter in self._touched)
+        spreads = dict.fromkeys(map(spread, self._touched))
         if len(found) < units.number * len(spreads):
             device = next(iter(found.values() if found else self._touched)).device
             blank = gram_matrices(torch.zeros(num_slots, 0, device=device), [0, 0])[0]
             for over in spreads:
                 for unit in range(units.number):
                     found.setdefault((over, unit), blank)
+        if len(found) == 1 and None in spreads:
+            return next(iter(found.values()))[None]
         device = next(iter(found.values())).device
         totals = [
             total(torch.stack([found[over, u].to(device) for u in range(units.number)]), over)
@@ -320,10 +327,13 @@ class GradientBuffer:
 
     def clear(self) -> None:
         """Forgets the step's gradients, keeps the rows for the next."""
+        if not self.slots:
+            return
         self._layout.learn(self.shared(), self._loose, len(self.slots))
         self.slots.clear()
         self._touched.clear()
         self._loose.clear()
+        self._is_settled = False
 
     def layout(self) -> tuple[list[Tensor], int]:
         """Gives what decides where the next step's gradients lie, and so how sums are rounded: the

@@ -28,9 +28,11 @@ def take(parameters: Iterable[Tensor]) -> Grads:
     for parameter in parameters:
         grad = parameter.grad
         if grad is not None:
-            if type(grad) is not Tensor and not (is_spread(grad) or grad.requires_grad):
-                grad = grad.detach()  # has one made that awaits another optimizer's surgery
-            taken[parameter] = placed_as(parameter, grad)
+            if type(grad) is not Tensor:
+                if not (is_spread(grad) or grad.requires_grad):
+                    grad = grad.detach()  # has one made that awaits another optimizer's surgery
+                grad = placed_as(parameter, grad)
+            taken[parameter] = grad
             parameter.grad = None
     return taken
 
@@ -44,10 +46,14 @@ def take_over(parameters: Iterable[Tensor], only_read: Container[Tensor] = ()) -
         only_read: those whose gradients nobody is going to write to.
     """
     taken = take(parameters)
-    for parameter in [p for p in taken if p not in only_read and _can_be_ours(taken[p])]:
-        # A tensor that we alone have: the other goes away here, unless somebody holds it.
-        taken[parameter] = part = local(taken[parameter]).detach()
-        taken[parameter] = whole(parameter, part.clone() if is_held(storage_of(part)) else part)
+    for parameter in [p for p in taken if p not in only_read]:
+        grad = taken[parameter]
+        if grad.layout is torch.strided and not grad.requires_grad:  # else we never write to it
+            # A tensor that we alone have: the other goes away here, unless somebody holds it.
+            taken[parameter] = grad = local(grad).detach()
+            if is_held(storage_of(grad)):
+                grad = grad.clone()
+            taken[parameter] = whole(parameter, grad)
     return taken
 
 
@@ -58,11 +64,6 @@ def hide(parameters: Iterable[Tensor], buffer: GradientBuffer) -> Grads:
         parameter: grad if is_whole(grad) and not buffer.holds(grad) else grad.clone()
         for parameter, grad in take(parameters).items()
     }
-
-
-def _can_be_ours(grad: Tensor) -> bool:
-    """Tells whether a gradient is one to which we ever write: dense, and without a graph."""
-    return grad.layout is torch.strided and not grad.requires_grad
 
 
 def put(parameters: Iterable[Tensor], grads: Mapping[Tensor, Tensor]) -> None:

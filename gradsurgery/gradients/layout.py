@@ -29,6 +29,7 @@ class Layout:
         row_sets: all rows there are.
         home: the rows in which a parameter has its place.
         copied: parameters whose gradients somebody keeps, and which are handed out as copies.
+        views: for each slot, the places of the parameters in its row.
         given: rows that somebody else made, of parameters that have no others in this step.
     """
 
@@ -37,6 +38,7 @@ class Layout:
     row_sets: list[Rows] = field(default_factory=list)
     home: dict[Tensor, Rows] = field(default_factory=dict)
     copied: set[Tensor] = field(default_factory=set)
+    views: list[dict[Tensor, Tensor]] = field(default_factory=list)
     given: dict[Tensor, GivenRows] = field(default_factory=dict)
     _newly_shared: dict[Tensor, None] = field(default_factory=dict)  # a set that keeps its order
     _dtypes: dict[Tensor, torch.dtype] = field(default_factory=dict)  # of gradients, any allowed
@@ -108,8 +110,14 @@ class Layout:
 
     def reserve(self, num_rows: int) -> None:
         """Makes room for the gradients of so many tasks."""
+        if num_rows <= len(self.views):
+            return
         for rows in self.row_sets:
             rows.reserve(num_rows)
+        self.views = [
+            {p: view for rows in self.row_sets for p, view in rows.views[slot].items()}
+            for slot in range(num_rows)
+        ]
 
     def check_dtypes(self, grads: Sequence[tuple[Tensor, Tensor]], *, are_first: bool) -> None:
         """Sees to it that no gradient loses digits in rows of another type.
@@ -123,8 +131,7 @@ class Layout:
         """
         if self.dtype is not None or not self.row_sets:
             return
-        types = {grad.dtype for _, grad in grads}
-        if len(types) == 1 and all(rows.dtype in types for rows in self.row_sets):
+        if {grad.dtype for _, grad in grads} == {rows.dtype for rows in self.row_sets}:
             return
         narrow: dict[Tensor, torch.dtype] = {}
         for parameter, grad in grads:
@@ -223,5 +230,5 @@ class Layout:
                 else HostRows(road, dtype, over, parameters)
             )
         self.home = {p: rows for rows in self.row_sets for p in rows.segments}
-        self._newly_shared = {}
+        self._newly_shared, self.views = {}, []
         self.reserve(self._most_tasks)

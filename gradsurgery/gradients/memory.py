@@ -103,14 +103,10 @@ def kept(
         >>> kept(parameter, grad, copy=False).data_ptr() == grad.data_ptr()
         True
     """
-    form = real(local(parameter).detach())
-    dtype = dtype or grad.dtype
     if room is not None:
-        return room(grad.shape, strides_of(form), dtype)
-    is_ours = not copy and is_whole(grad) and grad.dtype == dtype
-    if is_ours and grad.stride() == strides_of(form):
-        return grad.detach()
-    return copied(form, grad, dtype)
+        form = real(local(parameter).detach())
+        return room(grad.shape, strides_of(form), dtype or grad.dtype)
+    return owned(local(parameter), grad, dtype, copy=copy)
 
 
 def check_shape(parameter: Tensor, numbers: Tensor) -> None:
@@ -138,6 +134,8 @@ def strides_of(parameter: Tensor) -> tuple[int, ...]:
 
 def is_dense(tensor: Tensor) -> bool:
     """Tells whether the elements fill one piece of memory, in any order of the dimensions."""
+    if tensor.is_contiguous():
+        return True
     expected = 1
     for stride, size in sorted(zip(tensor.stride(), tensor.shape, strict=True)):
         if size != 1 and stride != expected:
@@ -151,6 +149,16 @@ def copied(parameter: Tensor, grad: Tensor, dtype: torch.dtype | None = None) ->
     strides, dtype = strides_of(parameter), dtype or grad.dtype
     kept = torch.empty_strided(grad.shape, strides, dtype=dtype, device=grad.device)
     return kept.copy_(grad)
+
+
+def owned(parameter: Tensor, grad: Tensor, dtype: torch.dtype | None, *, copy: bool) -> Tensor:
+    """A gradient of our own, in the memory order that autograd promises for the parameter: the one
+    given, where it fits and ``copy`` does not forbid it."""
+    like = real(parameter.detach()) if parameter.is_complex() else parameter
+    is_ours = not copy and is_whole(grad) and grad.dtype == (dtype or grad.dtype)
+    if is_ours and grad.stride() == strides_of(like):
+        return grad.detach() if grad.requires_grad else grad
+    return copied(like, grad, dtype)
 
 
 def _contiguous(shape: torch.Size) -> tuple[int, ...]:

@@ -93,7 +93,7 @@ class Rows:
         self._sizes = {parameter: num_columns(local(parameter)) for parameter in parameters}
         self._forms = {parameter: _form(parameter) for parameter in parameters}
         self.num_columns = 0
-        self._views: list[dict[Tensor, Tensor]] = []
+        self.views: list[dict[Tensor, Tensor]] = []
         self._aliases: list[dict[Tensor, tuple[Tensor, int]]] = []  # with their storages
         # Round sizes first: then every other segment starts aligned, without any padding to clean.
         # Of sharded ones the whole size, so that a checkpoint of any process restores the order.
@@ -120,7 +120,7 @@ class Rows:
         if self.matrix is not None:
             larger[: self.num_rows].copy_(self.matrix)
         self.matrix = larger
-        self._views = [
+        self.views = [
             {p: like(local(p), row, start) for p, start in self.segments.items()} for row in larger
         ]
         self._aliases = [{} for _ in larger]
@@ -139,7 +139,7 @@ class Rows:
 
     def lend(self, parameter: Tensor, slot: int) -> Tensor:
         """Like :meth:`view`, for others to keep: :meth:`held` tells whether anybody does."""
-        view = self._views[slot][parameter]
+        view = self.views[slot][parameter]
         lent = self._aliases[slot].get(parameter)
         # Whoever had it may have moved its storage, to memory that processes share for example.
         if lent is None or lent[0].data_ptr() != view.data_ptr():
@@ -205,7 +205,7 @@ class Rows:
 
     def view(self, parameter: Tensor, slot: int) -> Tensor:
         """A parameter's segment of a row, in the shape of the parameter."""
-        return self._views[slot][parameter]
+        return self.views[slot][parameter]
 
 
 def _form(

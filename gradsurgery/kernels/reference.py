@@ -87,7 +87,8 @@ def gram_matrices(
         >>> gram_matrices(torch.tensor([[1.0, 2.0], [3.0, -1.0]]), [0, 1, 2]).tolist()
         [[[1.0, 3.0], [3.0, 9.0]], [[4.0, -2.0], [-2.0, 1.0]]]
     """
-    return torch.stack([of_one(grads[:, start:end]) for start, end in pairwise(bounds)])
+    found = [of_one(grads[:, start:end]) for start, end in pairwise(bounds)]
+    return found[0].unsqueeze(0) if len(found) == 1 else torch.stack(found)
 
 
 def combine_segments(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,6 +52,7 @@ def pcgrad_coefficients(
         if usual is not None:
             return usual
     num_tasks = gram.shape[-1]
+    one_order = order.ndim == 2 or all(stride == 0 for stride in order.stride()[:-2])
     batch = torch.broadcast_shapes(gram.shape, order.shape)
     gram, order = gram.expand(batch), order.expand(batch)
     # Everything in units of what a visit divides by, and turned: what is above zero conflicts. A
@@ -63,12 +63,23 @@ def pcgrad_coefficients(
     turned.clamp_(torch.finfo(gram.dtype).min, torch.finfo(gram.dtype).max)
     conflicts = turned.clone()
     conflicts.diagonal(dim1=-2, dim2=-1).fill_(-torch.inf)
-    visits = order.unsqueeze(-1).unbind(-2)  # [..., T, 1] each: whom each task visits now
     removed = torch.empty_like(conflicts)
-    rows = _rows_of_visits(turned, order)
-    for visit, row, part in zip(visits, rows, removed.unsqueeze(-1).unbind(-2), strict=True):
-        torch.gather(conflicts, -1, visit, out=part)
-        conflicts.addcmul_(part.clamp_min_(0), row)
+    parts = removed.unsqueeze(-1).unbind(-2)  # [..., T, 1] each: what each visit removes
+    if one_order and 0 < gram.numel() * num_tasks <= _MOST_AT_ONCE:
+        # Columns in the order of the visits: one operation less for each visit, which is 0.7 of the
+        # time for 12 tasks and 0.8 for 40; for 50 moving T³ numbers costs more.
+        common = order[(0,) * (order.ndim - 2)]
+        rows = turned.index_select(-2, common.flatten()).view(*batch, num_tasks)
+        rows = rows.gather(-1, order.unsqueeze(-2).expand(rows.shape))
+        state = conflicts.gather(-1, order)
+        visited = state.unsqueeze(-1).unbind(-2)
+        for visit, row, part in zip(visited, rows.unbind(-2), parts, strict=True):
+            torch.clamp_min(visit, 0, out=part)
+            state.addcmul_(part, row)
+    else:
+        for visit, part in zip(order.unsqueeze(-1).unbind(-2), parts, strict=True):
+            torch.gather(conflicts, -1, visit, out=part)
+            conflicts.addcmul_(part.clamp_min_(0), turned.gather(-2, visit.expand(batch)))
     # A gradient that is not finite makes every coefficient NaN: no finite part of a wrong update.
     poison = 0 * gram.sum((-2, -1), keepdim=True)
     coefficients = torch.eye(num_tasks, dtype=gram.dtype, device=gram.device) + poison
@@ -177,19 +188,4 @@ class PCGrad(MultiTaskOptimizer):
         super().__init__(base, PCGradMethod(), **options)
 
 
-_MOST_AT_ONCE = 1 << 20  # numbers
-
-
-def _rows_of_visits(
-    gram: Tensor,  # [..., T, T]
-    order: Tensor,  # [..., T, T]
-) -> Iterable[Tensor]:  # [..., T, T] each
-    """For every visit the rows of ``gram`` of those whom the tasks visit."""
-    num_tasks = gram.shape[-1]
-    one_order = order.ndim == 2 or all(stride == 0 for stride in order.stride()[:-2])
-    if one_order and 0 < gram.numel() * num_tasks <= _MOST_AT_ONCE:
-        common = order[(0,) * (order.ndim - 2)]
-        rows: Tensor = gram.index_select(-2, common.T.flatten())
-        shape = (*gram.shape[:-2], num_tasks, num_tasks, num_tasks)
-        return rows.view(shape).unbind(-3)
-    return (gram.gather(-2, visit.expand(gram.shape)) for visit in order.unsqueeze(-1).unbind(-2))
+_MOST_AT_ONCE = 1 << 16  # numbers

@@ -12,7 +12,7 @@ from collections.abc import (
     Mapping,
     Sequence,
 )
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 
 import torch
 from torch import Tensor
@@ -30,6 +30,8 @@ from gradsurgery.optimizer.surgery import Surgery
 from gradsurgery.optimizer.task_block import TaskBlock
 from gradsurgery.optimizer.tasks import Tasks
 from gradsurgery.optimizer.witness import Witness
+
+_AGAIN = "backward through the graph a second time"  # as torch says it
 
 
 class Gathering:
@@ -67,42 +69,52 @@ class Gathering:
         self._witness = witness
         self._shared = shared
 
-    @contextmanager
-    def block(self, name: Hashable) -> Iterator[TaskBlock]:
+    def block(self, name: Hashable) -> TaskBlock:
         """Attributes every gradient made inside the block to one task."""
+        return TaskBlock(name, self._enter, self._leave)
+
+    def _enter(self, block: TaskBlock) -> None:
         step = self._step
-        name = self._tasks.check(name)
+        block.name = self._tasks.check(block.name)
         step.check_closed("task()")
         step.handling = self._handling()
-        shown: list[Tensor] = []
-        block = TaskBlock(name, shown.append)
-        step.seal.enter(name)
-        step.is_open = True
+        step.seal.enter(block.name)
         self._witness.entered()
+        block.losses, block.outside = [], {}
+        if step.handling != "plain":
+            block.outside = dot_grad.hide(self._parameters(), step.buffer)
+        step.is_open = True
+
+    def _leave(self, block: TaskBlock, error: BaseException | None) -> None:
+        step, name = self._step, block.name
         try:
             if step.handling == "plain":
-                yield block
-                step.averaged.clear()
-                self._witness.met(name, in_grad=True)
+                if error is None:
+                    step.averaged.clear()
+                    self._witness.met(name, in_grad=True)
             else:
-                with dot_grad.hidden(list(self._parameters()), step.buffer) as outside:
-                    yield block
-                    grads = dot_grad.take_over(self._parameters(), self._only_read())
-                    self._keep(name, grads, outside)
-            for loss in shown:
-                self._note_loss(name, loss)
-        except RuntimeError as error:
-            if "backward through the graph a second time" not in str(error):
-                raise
+                to_empty: Iterator[Tensor] | tuple[()] = self._parameters()
+                try:
+                    if error is None:
+                        grads = dot_grad.take_over(self._parameters(), self._only_read())
+                        self._keep(name, grads, block.outside)
+                        to_empty = ()
+                finally:
+                    dot_grad.put(to_empty, block.outside)
+            if error is None:
+                for loss in block.losses:
+                    self._note_loss(name, loss)
+        finally:
+            step.is_open = False
+            step.seal.lay(step.buffer, step.handling)
+        if error is None:
+            self._tasks.number(name)
+        elif isinstance(error, RuntimeError) and _AGAIN in str(error):
             raise RuntimeError(
                 f"task {name!r}: must not run backward through the graph a second time, after an "
                 "earlier backward has freed it; give the losses of one forward together, as in "
                 "optimizer.backward([loss_a, loss_b]), or keep the graph with retain_graph=True"
             ) from error
-        finally:
-            step.is_open = False
-            step.seal.lay(step.buffer, step.handling)
-        self._tasks.number(name)
 
     def _handling(self) -> Handling:
         """Decides what becomes of the tasks' gradients, once in a step."""
@@ -123,7 +135,8 @@ class Gathering:
         step.has_graph = step.has_graph or any(grad.requires_grad for grad in grads.values())
         self._witness.met(name, in_grad=not apart)
         with torch.no_grad():
-            self.look(task, list(grads.values()))
+            if self._guard.looks:
+                self.look(task, list(grads.values()))
             kept, plain = grads, {} if apart else grads
             if self._shared is not None and not self._surgery.weighs_losses:
                 kept = {p: grad for p, grad in grads.items() if p in self._shared}
@@ -136,8 +149,9 @@ class Gathering:
                 self._surgery.scale(task, grads)
             if self._surgery.knows_weights:
                 step.weighed.add(task)
-            dot_grad.merge(outside, plain)
-            step.averaged.difference_update(plain)
+            if plain:
+                dot_grad.merge(outside, plain)
+                step.averaged.difference_update(plain)
 
     def look(self, task: int, grads: Collection[Tensor]) -> None:
         """Looks for numbers that are not finite, and remembers them where nobody may act yet."""

@@ -321,9 +321,9 @@ class MultiTaskOptimizer(Proxy):
             self.diagnostics.num_skipped_steps += 1
             return None
         self.surgery()
-        with self._update.taken(self.base, closure):
-            inside = partial(self._update.inside, surgery=self.surgery)
-            return self._step_base(closure, inside, **options)
+        inside = partial(self._update.inside, surgery=self.surgery)
+        step_base = partial(self._step_base, closure, inside, **options)
+        return self._update.take(self.base, closure, step_base)
 
     def look_again(self, losses: GivenLosses) -> None:
         """Shows the method the losses of a step's examples after :meth:`step`, as :class:`FAMO`

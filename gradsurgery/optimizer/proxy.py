@@ -6,6 +6,7 @@ import functools
 import inspect
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
 from torch import Tensor
@@ -151,8 +152,7 @@ class Proxy(Optimizer):
         vars(self).update({hooks: OrderedDict() for hooks in _HOOKS})
 
     def _parameters(self) -> Iterator[Tensor]:
-        for group in self.base.param_groups:
-            yield from group["params"]
+        return chain.from_iterable(group["params"] for group in self.base.param_groups)
 
     def _step_base(
         self, closure: Closure | None, prepare: Callable[[Closure], Closure], **options: Any

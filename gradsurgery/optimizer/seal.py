@@ -213,6 +213,8 @@ class Seal:
 
     def _used(self) -> Iterator[tuple[Pair, bool]]:
         """Ends the step for its pairs, and tells which of them somebody keeps."""
+        if not self._num_used:
+            return
         used, self._num_used = self._pairs[: self._num_used], 0
         for pair, count in zip(used, _counts(used), strict=True):
             if pair[1] is not None:

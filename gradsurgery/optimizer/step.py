@@ -193,24 +193,22 @@ class Step:
                 f"{what}: must not be called inside a task block; leave the block first"
             )
 
-    @contextmanager
-    def second_order_explained(self, base: Optimizer, even_without_graph: bool) -> Iterator[None]:
+    def explain_second_order(
+        self, error: RuntimeError, base: Optimizer, even_without_graph: bool
+    ) -> None:
         """Says why a base optimizer that differentiates gradients cannot do so here.
 
         Args:
-            base: the optimizer, whose step the block is.
+            error: what its step has raised.
+            base: the optimizer.
             even_without_graph: whether to do so even where no gradient was made with
                 ``create_graph=True``; a closure may have errors of its own.
 
         Raises:
-            ValueError: for its error.
+            ValueError: for such an error; none for another.
         """
-        try:
-            yield
-        except RuntimeError as error:
-            is_about_graphs = re.search("not require grad|grad_fn|create_graph", str(error))
-            if not (is_about_graphs and (self.has_graph or even_without_graph)):
-                raise
+        is_about_graphs = re.search("not require grad|grad_fn|create_graph", str(error))
+        if is_about_graphs and (self.has_graph or even_without_graph):
             raise ValueError(
                 "base: must be an optimizer that needs no gradients of gradients, "
                 f"{type(base).__name__} asks for them ({str(error).splitlines()[0]}); combined "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import chain
 from types import ModuleType
 from typing import Any
 
@@ -182,24 +183,24 @@ class Surgery:
         """
         self.watched.check()
         of_tasks = sorted(buffer.slots)
-        chosen = self.kernels_for(buffer.touched())
+        touched = buffer.touched()
+        chosen = self.kernels_for(touched)
         buffer.settle()
         sketch = self.settings.sketch if self.sketches else None
         is_delayed = sketch is not None and step.handling == "weighted"
         if sketch is not None and is_delayed and isinstance(buffer, SketchBuffer):
             buffer.average(sketch.momentum)
         units = units_of(buffer, self._base, self.settings, needs_gram=self.method.needs_gram)
-        shared = buffer.touched() if self.settings.scope == "all" else buffer.shared()
+        shared = touched if self.settings.scope == "all" else buffer.shared()
         gram = watched = None
         if self.method.needs_gram or self.settings.monitor:
             gram = buffer.grams(chosen.gram_matrices, units, alone=self.settings.scope == "all")
             gram = by_task(gram, buffer)
-        touched = buffer.touched()
         noise, device = self.noise_of(touched), touched[0].device
         if self.method.needs_losses and (step.handling == "apart" or sketch is not None):
             self.shown.check(of_tasks, step.losses)
         weights, coefficients = self.weigh(
-            gram, of_tasks, step.losses, device, noise, units.numbers if shared else ()
+            gram, of_tasks, step.losses, device, noise, units.numbers if shared else (), chosen
         )
         if self.watched.groups and gram is not None:
             groups = Units(self.watched.groups.values())
@@ -210,7 +211,7 @@ class Surgery:
             by_slot = [place[task] for task in buffer.slots]
             weights = picked(weights.T, by_slot).T
         if step.handling == "apart":
-            self._write(buffer, units, weights)
+            self._write(buffer, chosen, units, weights)
         elif sketch is not None:
             chosen_weights = self.last.where_finite(buffer, weights) if is_delayed else weights
             self.last.keep(buffer, units, chosen_weights, alone=self.settings.scope == "all")
@@ -225,6 +226,7 @@ class Surgery:
         device: torch.device,
         noise: float | None = None,
         units: tuple[int, ...] = (0,),
+        chosen: ModuleType | None = None,
     ) -> tuple[Tensor, Tensor | None]:  # [S, T], [S, T, T]
         """Asks the method for the weights of some tasks in each unit, and for what the projections
         of a method that projects are made of. Where nothing is shared there are no units, the
@@ -247,7 +249,7 @@ class Surgery:
             self.clock.seed,
             self.clock.on(device),
             fused=self.settings.fused is not False
-            and _are_fused(kernels.choose(self.settings.fused, device)),
+            and _are_fused(chosen or kernels.choose(self.settings.fused, device)),
             noise=noise,
             units=units,
         )
@@ -328,7 +330,13 @@ class Surgery:
             self.method.load_state_dict(state["weighting"])
         self.last.load_state_dict(state, list(self._parameters()))
 
-    def _write(self, buffer: GradientBuffer, units: Units, weights: Tensor) -> None:  # [S, T]
+    def _write(
+        self,
+        buffer: GradientBuffer,
+        chosen: ModuleType,
+        units: Units,
+        weights: Tensor,  # [S, T]
+    ) -> None:
         """Adds the combined gradient to ``.grad``; weights are by slot."""
         if self.settings.every > 1:
             self.last.keep(buffer, units, weights, alone=self.settings.scope == "all")
@@ -336,12 +344,10 @@ class Surgery:
         of_alone = weights if self.settings.scope == "all" else None
         if not self.method.needs_gram:
             of_alone = of_shared  # all of a loss is weighted
-        combine = self.kernels_for(buffer.touched()).combine_segments
-        dot_grad.add(buffer.combine(combine, units, of_shared, of_alone))
+        dot_grad.add(buffer.combine(chosen.combine_segments, units, of_shared, of_alone))
 
     def _parameters(self) -> Iterator[Tensor]:
-        for group in self._base.param_groups:
-            yield from group["params"]
+        return chain.from_iterable(group["params"] for group in self._base.param_groups)
 
 
 def _are_fused(chosen: ModuleType) -> bool:

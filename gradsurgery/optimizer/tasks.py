@@ -63,6 +63,8 @@ class Tasks:
             TypeError: a checkpoint could not hold the name.
             ValueError: with the names there are.
         """
+        if type(name) in (str, int) and name in self._numbers:
+            return name
         name = _plain("task", name)
         if self.are_declared and name not in self._numbers:
             raise ValueError(

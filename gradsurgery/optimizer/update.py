@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +69,17 @@ class Update:
         """The processes with the same parameters, if there are any."""
         return None if self._replicas is None else self._replicas.group
 
-    @torch.no_grad()
     def make(self) -> None:
         """Adds to ``.grad`` one gradient made of those that are kept apart, if there are any."""
-        self._step.seal.lift()
+        step = self._step
+        step.seal.lift()
+        if step.buffer.slots or self._replicas is not None:
+            self._make()
+        self._surgery.settle(step)
+        step.seal.settle()
+
+    @torch.no_grad()
+    def _make(self) -> None:
         self._witness.looks_outside(self._parameters())
         if self._replicas is None:
             self._operate(self._step.buffer)
@@ -83,8 +89,6 @@ class Update:
                 self._operate(mean)
             finally:
                 mean.clear()
-        self._surgery.settle(self._step)
-        self._step.seal.settle()
 
     def must_be_skipped(self, closure: Callable[[], Any] | None) -> bool:
         """Tells whether the step is to be left out; reads the device, where it may be.
@@ -101,25 +105,34 @@ class Update:
             )
         return self._guard.must_skip(self._flags())
 
-    @contextmanager
-    def taken(self, base: Optimizer, closure: Callable[[], Any] | None) -> Iterator[None]:
-        """Ends the step with the block in which the base optimizer takes its own.
+    def take(
+        self, base: Optimizer, closure: Callable[[], Any] | None, step_base: Callable[[], Any]
+    ) -> Any:
+        """Ends the step with that of the base optimizer.
 
         Args:
             base: the base optimizer.
             closure: the closure that it is called with.
+            step_base: takes its step.
+
+        Returns:
+            What that returns.
         """
         step = self._step
         step.counts = step.handling is not None
         if closure is None:
             self.testify()
-        with step.second_order_explained(base, even_without_graph=closure is None):
-            yield
+        try:
+            found = step_base()
+        except RuntimeError as error:
+            step.explain_second_order(error, base, even_without_graph=closure is None)
+            raise
         if step.counts:
             self._learning.learn(step)
             self._surgery.clock.tick()
         step.end()
         self._witness.end()
+        return found
 
     def inside(self, closure: Callable[[], Any], surgery: Callable[[], None]) -> Callable[[], Any]:
         """Wraps a closure so that ``.grad`` holds the combined gradient after it.
