@@ -25,19 +25,15 @@ class GradientBuffer:
     """Keeps each task's gradient apart until surgery has turned them into one.
 
     Gradients of the parameters that several tasks reached in an earlier step lie in rows ``[T, P]``
-    of one flat tensor for each device and type. Any other gradient is kept as autograd made it: a
-    parameter that one task alone reaches never costs a row, and the first step, in which nobody
-    knows yet what is shared, holds T gradients and not twice as many.
+    of one flat tensor for each device and type. Any other is kept as autograd made it, as all are
+    in the first step, in which nobody knows yet what is shared.
 
-    Of a parameter that is sharded over processes, everything here is the part of this one; only the
-    Gram matrices are summed over all.
+    Of a sharded parameter everything here is the part of this process; the Gram matrices alone are
+    summed over all. Complex gradients are kept as twice as many real numbers. Tasks take slots in
+    the order of their arrival, so that the rows in use are the first.
 
-    Complex gradients are kept as twice as many real numbers, as torch's optimizers see them. Tasks
-    take slots in the order of their arrival, so that the rows in use are always the first.
-
-    A combined gradient lies in the memory of the first task's, a row's too. Where somebody still
-    holds it when the next step is about to write there, that memory is left to them, and the
-    parameter's gradients are handed out as copies from then on.
+    A combined gradient lies in the memory of the first task's, a row's too. Where somebody holds it
+    beyond the step, that is left to them, and the parameter's are handed out as copies then.
 
     Args:
         dtype: type of the rows; ``None`` keeps that of the gradients.
@@ -56,7 +52,7 @@ class GradientBuffer:
         self._layout = Layout(self.dtype, self.on_host)
 
     def empty(self) -> GradientBuffer:
-        """Gives another one like it, without any gradients."""
+        """Gives another one like it."""
         return GradientBuffer(self.dtype, self.on_host)
 
     @property
@@ -304,11 +300,7 @@ class GradientBuffer:
         return as_grad(parameter, numbers, None if self.dtype is None else parameter.dtype)
 
     def check_shapes(self) -> None:
-        """Refuses parameters that took on another shape after a gradient of theirs was kept.
-
-        Raises:
-            ValueError: with both shapes.
-        """
+        """Refuses parameters that took on another shape after a gradient of theirs was kept."""
         self._layout.check_given()
         for parameter, slots in self._touched.items():
             if parameter in self._loose:
@@ -336,8 +328,7 @@ class GradientBuffer:
         self._is_settled = False
 
     def layout(self) -> tuple[list[Tensor], int]:
-        """Gives what decides where the next step's gradients lie, and so how sums are rounded: the
-        parameters with a place in the rows, in order, and the number of rows."""
+        """Gives what decides where the next gradients lie: parameters in order, number of rows."""
         return self._layout.saved()
 
     def restore(self, parameters: Iterable[Tensor], num_rows: int) -> None:

@@ -205,6 +205,8 @@ class Layout:
 
     def here(self, parameter: Tensor, grad: Tensor) -> Tensor:
         """A gradient, or a part of one, on the device of its parameter."""
+        if not self.on_host:
+            return grad
         road = self.road(local(parameter).device)
         if road is None or grad.device == road.device:
             return grad

@@ -35,17 +35,13 @@ _AGAIN = "backward through the graph a second time"  # as torch says it
 
 
 class Gathering:
-    """Gathers the gradients of a step: attributes them to tasks, keeps them apart or adds them to
-    ``.grad``.
+    """Attributes the gradients of a step to tasks, and keeps them apart or adds them to ``.grad``.
 
     Args:
         parameters: lists the optimizer's parameters.
-        tasks: the tasks.
-        step: the step under way.
+        tasks, step, replicas: of the step under way.
         surgery: decides where gradients go, and weighs those that are not kept apart.
-        guard: looks for gradients that are not finite.
-        replicas: processes with the same parameters, if there are any.
-        witness: told of every block.
+        guard, witness: told of every gradient and every block.
         shared: the parameters that may count as shared, where they were declared.
     """
 
@@ -64,10 +60,8 @@ class Gathering:
         self._tasks = tasks
         self._step = step
         self._surgery = surgery
-        self._guard = guard
-        self._replicas = replicas
-        self._witness = witness
-        self._shared = shared
+        self._guard, self._witness = guard, witness
+        self._replicas, self._shared = replicas, shared
 
     def block(self, name: Hashable) -> TaskBlock:
         """Attributes every gradient made inside the block to one task."""

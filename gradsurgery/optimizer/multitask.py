@@ -17,6 +17,7 @@ from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.sketch_buffer import SketchBuffer
 from gradsurgery.method import FromGram, Method, Weighting
+from gradsurgery.optimizer.attributes import Attributes
 from gradsurgery.optimizer.gathering import Gathering
 from gradsurgery.optimizer.learning import Learning
 from gradsurgery.optimizer.losses import GivenLosses, Losses
@@ -30,7 +31,6 @@ from gradsurgery.optimizer.options import (
     Scope,
 )
 from gradsurgery.optimizer.own_state import OwnState
-from gradsurgery.optimizer.proxy import Proxy, delegated
 from gradsurgery.optimizer.seal import Seal
 from gradsurgery.optimizer.settings import Settings, check_host, shared_parameters, sketch_of
 from gradsurgery.optimizer.shown_losses import ShownLosses
@@ -46,7 +46,7 @@ if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class MultiTaskOptimizer(Proxy):
+class MultiTaskOptimizer(Attributes):
     r"""Any method that makes one gradient of the tasks', around any optimizer.
 
     .. math:: u = \sum_t w_t\, g_t, \qquad w = \mathrm{weighting}(G), \quad G_{ij} = g_i \cdot g_j
@@ -66,12 +66,12 @@ class MultiTaskOptimizer(Proxy):
         shared: the parameters, or modules of them, that may count as shared; every other keeps its
             plain gradient, whichever tasks reach it. By default all may. Declare them where
             autograd sends zeros to another task's head: in blocks, where outputs are concatenated.
-        granularity: what is weighted as a whole: the ``"model"``, each parameter ``"group"`` of
-            ``base``, or each ``"tensor"``.
+        granularity: what is weighted as a whole: ``"model"``, each parameter ``"group"``, or each
+            ``"tensor"``.
         seed: of the random choices, if the method makes any.
         every: surgery in every ``every``-th step; those between take the last weights as weights of
             the losses on the shared parameters, at the price of the plain sum.
-        start_step: steps of plain loss sum before the first surgery, whatever the reduction.
+        start_step: steps of plain loss sum before the first surgery.
         on_nonfinite: what NaN or infinity in a gradient leads to: ``"propagate"``, a non-finite
             update, as ``GradScaler`` needs it; ``"skip_task"``, zero in its place; ``"skip_step"``,
             no step; ``"raise"``, an error; the last two read a number from the device. All but the
@@ -165,24 +165,6 @@ class MultiTaskOptimizer(Proxy):
         self._taking = Taking(*parts, base, self._gathering)
         self._own = OwnState(self._parameters, known, step, surgery, self._update, told)
 
-    on_nonfinite: OnNonfinite = delegated("_guard", "choice")
-    process_group: ProcessGroup | None = delegated("_update", "process_group")
-    reduction: Reduction = delegated("_settings", "reduction")
-    scope: Scope = delegated("_settings", "scope")
-    granularity: Granularity = delegated("_settings", "granularity")
-    fused: bool | None = delegated("_settings", "fused")
-    every: int = delegated("_settings", "every")
-    start_step: int = delegated("_settings", "start_step")
-    monitor: bool = delegated("_settings", "monitor")
-    grad_scaler: torch.amp.GradScaler | None = delegated("_shown", "grad_scaler")
-    seed: int = delegated("_surgery", "seed", "Seed of the random choices; the step counts too.")
-    weighting: Method | Weighting = delegated("_surgery", "weighting", "Makes the tasks' weights.")
-
-    @property
-    def tasks(self) -> tuple[Hashable, ...]:
-        """Names of the tasks, those declared or those met so far."""
-        return tuple(self._tasks.names)
-
     def task(self, name: Hashable) -> AbstractContextManager[TaskBlock]:
         """Attributes every gradient made inside the block to one task.
 
@@ -197,8 +179,7 @@ class MultiTaskOptimizer(Proxy):
             TypeError: a name of another type, which a checkpoint could not be read with.
             ValueError: an unknown name, a block inside another, or a sparse gradient.
             RuntimeError: a backward through a graph that the block of another task has freed.
-            FloatingPointError: a gradient that is not finite, where ``on_nonfinite`` is ``"raise"``
-                and there is no ``process_group``.
+            FloatingPointError: a gradient that is not finite, with ``on_nonfinite="raise"``.
         """
         self._witness.asked()
         return self._gathering.block(name)
@@ -254,21 +235,18 @@ class MultiTaskOptimizer(Proxy):
         gradients of the features, not of the parameters. It needs losses of the *same* inputs;
         where each task has its own examples, :meth:`backward` costs no more than the loss sum.
 
-        The features are a cut through the graph: a path from a loss counts for the first of them
-        that it meets, and one that meets none (heads, skip connections) gives its plain gradient.
-        Hooks of features and parameters get the total once, those elsewhere may see parts of it.
+        A path from a loss counts for the first of the features that it meets, and one that meets
+        none (heads, skip connections) gives its plain gradient.
 
         Args:
             losses: as in :meth:`backward`, without a generator.
-            features: the shared representation, or several tensors that make it up, on one device;
-                a complex number counts as two. One that no loss depends on gets nothing.
+            features: the shared representation, or several tensors that make it up, on one device.
             retain_graph: keep the graph; by default it is freed.
 
         Raises:
             TypeError: a loss or a feature is not a tensor.
-            ValueError: as :meth:`backward`; a feature needs no gradient, is not dense, on another
-                device or reached by no loss; there is a reentrant checkpoint, a process group that
-                lacks a task, or a sharded parameter.
+            ValueError: as :meth:`backward`; or a feature, the graph or the parameters are not of a
+                kind that it can do this with.
 
         Example:
             >>> trunk, heads = torch.nn.Linear(4, 3), torch.nn.Linear(3, 2)
@@ -279,7 +257,7 @@ class MultiTaskOptimizer(Proxy):
             >>> optimizer.step()
 
         Source: Ozan Sener and Vladlen Koltun, "Multi-Task Learning as Multi-Objective
-        Optimization", 2018, section 3.3, take the same short cut for another method.
+        Optimization", 2018, section 3.3, for another method.
         """
         self._gathering.backward_to_features(losses, features, retain_graph)
 
@@ -334,8 +312,7 @@ class MultiTaskOptimizer(Proxy):
 
         Raises:
             TypeError: a loss is not a tensor.
-            ValueError: a loss is not a scalar, their number is not that of the declared tasks, or
-                the method does not look twice.
+            ValueError: a loss is not a scalar, or the method does not look twice.
         """
         self._step.check_closed("look_again()")
         self._learning.look_again(losses)
@@ -349,8 +326,7 @@ class MultiTaskOptimizer(Proxy):
 
         Raises:
             TypeError: a name is not a ``str``, or a group holds something else than tensors.
-            ValueError: the optimizer holds no such parameter; raised by :meth:`surgery` where it
-                was given up or exchanged since.
+            ValueError: the optimizer holds no such parameter, or :meth:`surgery` finds none left.
 
         Example:
             >>> model = torch.nn.ModuleDict({"trunk": torch.nn.Linear(2, 1)})

@@ -37,12 +37,9 @@ class Surgery:
     """Makes one gradient of the tasks' by a method.
 
     Args:
-        base: whose parameters are looked at.
-        method: how T gradients become one.
-        tasks: the tasks.
+        base, tasks: whose gradients these are.
+        method, settings, seed: how T gradients become one, and when.
         diagnostics: told of every surgery.
-        settings: how and when.
-        seed: of the random choices.
         shown: makes of losses what the method sees.
 
     Raises:
@@ -175,12 +172,8 @@ class Surgery:
             torch._foreach_mul_([local(grad) for grad in grads.values()], weight)
 
     def operate(self, buffer: GradientBuffer, step: Step) -> None:
-        """Performs surgery on what a buffer keeps, which then is empty.
-
-        Args:
-            buffer: the step's, or its average over processes.
-            step: whose losses the method may see, and whether the combined gradient is wanted.
-        """
+        """Performs surgery on what a buffer keeps, the step's or its average over processes; it is
+        empty then."""
         self.watched.check()
         of_tasks = sorted(buffer.slots)
         touched = buffer.touched()
