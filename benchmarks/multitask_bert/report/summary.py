@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -123,18 +124,25 @@ def _answer(rows: Sequence[Row], compared: Sequence[Compared]) -> str:
         name = by_method[0].contrast.first.method
         shown = f"{metric_title(main.metric)} {main.best.value:+.3f}, {fits}"
         return f"Does {name} help here? {answer[:1].upper()}{answer[1:]} ({shown})."
-    kinds: dict[str, list[Compared]] = {}
+    told: dict[str, Counter[str]] = {"higher": Counter(), "lower": Counter()}
+    num_open = 0
     for each in by_method or compared:
         name = each.contrast.first.method if by_method else each.contrast.setting
-        kinds.setdefault(name, []).append(each)
-    told = []
-    for name, found in kinds.items():
-        answers = [each.answer(each.main.metric) for each in found if each.main]
-        higher, lower = (answers.count(f"decided: {word}") for word in ("higher", "lower"))
-        rest = len(answers) - higher - lower
-        words = [f"{n} {w}" for n, w in ((higher, "higher"), (lower, "lower")) if n]
-        told.append(f"{name}: {', '.join([*words, f'{rest} not decided'])}")
-    return f"Does it help here? Of {_count(len(by_method or compared), 'pair')}: {'; '.join(told)}."
+        answer = each.answer(each.main.metric) if each.main else ""
+        word = answer.removeprefix("decided: ")
+        if word in told:
+            told[word][name] += 1
+        else:
+            num_open += 1
+    parts = [
+        f"{word}: " + ", ".join(n if count == 1 else f"{n} ({count})" for n, count in names.items())
+        for word, names in told.items()
+        if names
+    ]
+    parts.append(f"not decided: {num_open}")
+    return (
+        f"Does it help here? Of {_count(len(by_method or compared), 'pair')}, {'; '.join(parts)}."
+    )
 
 
 def _rank(each: Compared) -> tuple[bool, bool, float]:

@@ -116,7 +116,7 @@ def test_many_rows_are_counted(lines: Callable[[], list[str]], tmp_path: Path) -
         "Methods: loss sum (3), PCGrad (3); 1 seed a row (A SINGLE SEED DECIDES NOTHING)."
     )
     assert found[2].startswith("Cost: 1.43 s to 1.43 s a step;")
-    assert found[-1] == "Does it help here? Of 3 pairs: PCGrad: 3 not decided."
+    assert found[-1] == "Does it help here? Of 3 pairs, not decided: 3."
     assert len(found) <= 11
 
 

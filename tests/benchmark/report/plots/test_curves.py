@@ -31,15 +31,20 @@ def panels(figure: Any) -> dict[str, Any]:
 def test_dev_metrics_are_means_over_seeds_in_a_band_of_a_deviation(tmp_path: Path) -> None:
     section = section_with(
         tmp_path,
-        [{"event": "dev", "step": 10, "metrics": {"sst": 0.2, "quora": 0.6, "sts": 0.1}}],
-        [{"event": "dev", "step": 10, "metrics": {"sst": 0.4, "quora": 0.8, "sts": 0.1}}],
+        *(
+            [
+                {"event": "dev", "step": step, "metrics": {"sst": sst, "quora": quora, "sts": 0.1}}
+                for step in (10, 20)
+            ]
+            for sst, quora in ((0.2, 0.6), (0.4, 0.8))
+        ),
     )
     shown = panels(draw_learning_curves(section, section.rows))
     assert list(shown) == ["SST", "Quora", "STS", "All tasks"]
     for title, mean in {"SST": 0.3, "Quora": 0.7, "STS": 0.1, "All tasks": 1.1 / 3}.items():
         line = shown[title].lines[0]
-        assert list(line.get_xdata()) == [10]
-        assert list(line.get_ydata()) == pytest.approx([mean])
+        assert list(line.get_xdata()) == [10, 20]
+        assert list(line.get_ydata()) == pytest.approx([mean, mean])
     band = shown["SST"].collections[0].get_paths()[0].vertices[:, 1]
     deviation = (2 * 0.1**2) ** 0.5  # over n - 1
     assert (min(band), max(band)) == pytest.approx((0.3 - deviation, 0.3 + deviation))
@@ -67,10 +72,11 @@ def test_losses_are_drawn_as_they_are_below_their_moving_average(tmp_path: Path)
 
 def test_conflict_rates_have_a_panel_for_each_pair_that_was_measured(tmp_path: Path) -> None:
     rates = {"sst~quora": 0.25, "sst~sts": 0.5}
-    section = section_with(tmp_path, [{"event": "train", "step": 10, "conflict_rate": rates}])
+    events = [{"event": "train", "step": step, "conflict_rate": rates} for step in (10, 20)]
+    section = section_with(tmp_path, events)
     shown = panels(draw_conflict_rates(section, section.rows))
     heights = {title: list(axis.lines[0].get_ydata()) for title, axis in shown.items()}
-    assert sorted(heights.values()) == [[0.25], [0.5]]
+    assert sorted(heights.values()) == [[0.25, 0.25], [0.5, 0.5]]
 
 
 @pytest.mark.parametrize("draw", [draw_learning_curves, draw_losses, draw_conflict_rates])
