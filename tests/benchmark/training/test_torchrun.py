@@ -44,7 +44,6 @@ ALIKE: dict[str, tuple[str, ...]] = {
     "3 and 2": (PCGRAD, "batch_size=5"),
     "3 and 2 of the loss sum": (LOSS_SUM, "batch_size=5"),
     "one and none": (PCGRAD, "batch_size=5", "batch_size.sst=1"),
-    "a task a step": (PCGRAD, "batch_size=5", "sampling.name=round-robin"),
     "a task a step of the loss sum": (LOSS_SUM, "batch_size=1", "sampling.name=round-robin"),
     "clipped": (PCGRAD, "batch_size=8", "grad_clip=0.05"),
     "samples of one weight": (LOSS_SUM, "batch_size.sts=16", "weighting=sample"),
