@@ -281,13 +281,13 @@ def test_headers_that_lie(bert, tmp_path, content):
     assert_one_line(str(caught.value), "model.safetensors")
 
 
-def test_an_index_is_not_followed(bert, tmp_path):
-    """A checkpoint in parts may name files anywhere; here no file names another."""
+def test_an_index_is_not_followed_out_of_its_folder(bert, tmp_path):
+    """A checkpoint in parts may name files of its own folder alone."""
     folder = Path(shutil.copytree(bert, tmp_path / "bert"))
     shutil.move(folder / "model.safetensors", tmp_path / "outside.safetensors")
     index = {"weight_map": {"embeddings.word_embeddings.weight": "../outside.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    with pytest.raises(CheckpointError, match="has no model"):
+    with pytest.raises(CheckpointError, match="must name safetensors files of this folder"):
         load_encoder(str(folder))
 
 
