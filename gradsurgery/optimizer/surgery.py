@@ -184,7 +184,8 @@ class Surgery:
         if sketch is not None and is_delayed and isinstance(buffer, SketchBuffer):
             buffer.average(sketch.momentum)
         units = units_of(buffer, self._base, self.settings, needs_gram=self.method.needs_gram)
-        shared = touched if self.settings.scope == "all" else buffer.shared()
+        weighs_all = self.settings.scope == "all" or not self.method.needs_gram
+        shared = touched if weighs_all else buffer.shared()
         gram = watched = None
         if self.method.needs_gram or self.settings.monitor:
             gram = buffer.grams(chosen.gram_matrices, units, alone=self.settings.scope == "all")
