@@ -276,7 +276,8 @@ class GradientBuffer:
                 (unit,) = units.of(parameter)
                 update = self._layout.here(parameter, grad)
                 here = weights[unit].to(update.device, non_blocking=True)
-                chosen = picked(here, list(loose))[None]
+                # A weight that is not finite counts without a gradient too, as it does in rows.
+                chosen = picked(here + 0 * here.sum(), list(loose))[None]
                 for *parts, target in blocks([*loose.values(), update]):
                     stacked = self._layout.stacked(parameter, parts)
                     combine_segments(chosen, stacked, [0, target.numel()], target)
