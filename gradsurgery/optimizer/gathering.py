@@ -17,51 +17,22 @@ from contextlib import AbstractContextManager
 import torch
 from torch import Tensor
 
-from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.shards import is_spread
 from gradsurgery.optimizer.features import FeatureGradients, check_features
 from gradsurgery.optimizer.losses import GivenLosses, Losses, check_one_list, named, one_by_one
-from gradsurgery.optimizer.nonfinite import Guard, drop_unless
+from gradsurgery.optimizer.nonfinite import drop_unless
+from gradsurgery.optimizer.parts import Parts
 from gradsurgery.optimizer.roots import beyond_joins, check_not_summed
 from gradsurgery.optimizer.second_backward import back_propagate, check_alone
-from gradsurgery.optimizer.step import Handling, Step
-from gradsurgery.optimizer.surgery import Surgery
+from gradsurgery.optimizer.step import Handling
 from gradsurgery.optimizer.task_block import TaskBlock
-from gradsurgery.optimizer.tasks import Tasks
-from gradsurgery.optimizer.witness import Witness
 
 _AGAIN = "backward through the graph a second time"  # as torch says it
 
 
-class Gathering:
-    """Attributes the gradients of a step to tasks, and keeps them apart or adds them to ``.grad``.
-
-    Args:
-        parameters: lists the optimizer's parameters.
-        tasks, step, replicas: of the step under way.
-        surgery: decides where gradients go, and weighs those that are not kept apart.
-        guard, witness: told of every gradient and every block.
-        shared: the parameters that may count as shared, where they were declared.
-    """
-
-    def __init__(
-        self,
-        parameters: Callable[[], Iterator[Tensor]],
-        tasks: Tasks,
-        step: Step,
-        surgery: Surgery,
-        guard: Guard,
-        replicas: Replicas | None,
-        witness: Witness,
-        shared: frozenset[Tensor] | None,
-    ) -> None:
-        self._parameters = parameters
-        self._tasks = tasks
-        self._step = step
-        self._surgery = surgery
-        self._guard, self._witness = guard, witness
-        self._replicas, self._shared = replicas, shared
+class Gathering(Parts):
+    """Attributes a step's gradients to tasks, and keeps them apart or adds them to ``.grad``."""
 
     def block(self, name: Hashable) -> TaskBlock:
         """Attributes every gradient made inside the block to one task."""

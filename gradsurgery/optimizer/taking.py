@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gradsurgery.distributed.replicas import Replicas
 from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.memory import copied
 from gradsurgery.optimizer.gathering import Gathering
@@ -25,46 +25,21 @@ from gradsurgery.optimizer.given_grads import (
     num_stacked,
     one_by_one,
 )
-from gradsurgery.optimizer.nonfinite import Guard
-from gradsurgery.optimizer.step import Handling, Step
-from gradsurgery.optimizer.surgery import Surgery
-from gradsurgery.optimizer.tasks import Tasks
-from gradsurgery.optimizer.witness import Witness
+from gradsurgery.optimizer.parts import Parts
+from gradsurgery.optimizer.step import Handling
 
 
-class Taking:
+@dataclass(eq=False, repr=False)
+class Taking(Parts):
     """Takes gradients that nobody's backward in a block has made.
 
     Args:
-        parameters, tasks, step, surgery, guard, replicas, witness, shared: as of
-            :class:`gradsurgery.optimizer.gathering.Gathering`.
         base: the optimizer whose parameters they are of.
         gathering: opens blocks.
     """
 
-    def __init__(
-        self,
-        parameters: Callable[[], Iterator[Tensor]],
-        tasks: Tasks,
-        step: Step,
-        surgery: Surgery,
-        guard: Guard,
-        replicas: Replicas | None,
-        witness: Witness,
-        shared: frozenset[Tensor] | None,
-        base: Optimizer,
-        gathering: Gathering,
-    ) -> None:
-        self._parameters = parameters
-        self._tasks = tasks
-        self._step = step
-        self._surgery = surgery
-        self._guard = guard
-        self._replicas = replicas
-        self._witness = witness
-        self._shared = shared
-        self._base = base
-        self._gathering = gathering
+    _base: Optimizer
+    _gathering: Gathering
 
     @torch.no_grad()
     def take(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -17,52 +18,22 @@ from gradsurgery.gradients import dot_grad
 from gradsurgery.gradients.buffer import GradientBuffer
 from gradsurgery.gradients.sketch_buffer import SketchBuffer
 from gradsurgery.optimizer.learning import Learning
-from gradsurgery.optimizer.nonfinite import Guard, drop_tasks
-from gradsurgery.optimizer.step import Step
-from gradsurgery.optimizer.surgery import Surgery
-from gradsurgery.optimizer.tasks import Tasks
-from gradsurgery.optimizer.witness import Witness
+from gradsurgery.optimizer.nonfinite import drop_tasks
+from gradsurgery.optimizer.parts import Parts
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
 
 
-class Update:
+@dataclass(eq=False, repr=False)
+class Update(Parts):
     """Ends a step: averages over processes what its blocks left, and performs surgery on it.
 
     Args:
-        parameters: lists the optimizer's parameters.
-        tasks: the tasks.
-        step: the step under way.
-        surgery: makes one gradient of the tasks'.
-        guard: looks for gradients that are not finite.
-        replicas: processes with the same parameters, if there are any.
-        witness: told of every surgery.
-        shared: the parameters that may count as shared, where they were declared.
         learning: shows the method the losses of each step.
     """
 
-    def __init__(
-        self,
-        parameters: Callable[[], Iterator[Tensor]],
-        tasks: Tasks,
-        step: Step,
-        surgery: Surgery,
-        guard: Guard,
-        replicas: Replicas | None,
-        witness: Witness,
-        shared: frozenset[Tensor] | None,
-        learning: Learning,
-    ) -> None:
-        self._parameters = parameters
-        self._tasks = tasks
-        self._step = step
-        self._surgery = surgery
-        self._guard = guard
-        self._replicas = replicas
-        self._witness = witness
-        self._shared = shared
-        self._learning = learning
+    _learning: Learning
 
     @property
     def process_group(self) -> ProcessGroup | None:
