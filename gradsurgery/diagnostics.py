@@ -138,7 +138,7 @@ class Diagnostics:
 
     @property
     def numbers(self) -> dict[str, Tensor]:  # [N] each
-        """What the method keeps of each of ``task_names``, by its kind, as ``"log_variance"``."""
+        """Numbers that the method keeps of each of ``task_names``, such as ``"log_variance"``."""
         return {name: numbers.clone() for name, numbers in self._numbers.items()}
 
     @property

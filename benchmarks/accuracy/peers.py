@@ -65,7 +65,7 @@ def libmtl_update(peer: Peer, rows: Tensor) -> Tensor:  # [T, P] -> [P]
     point = nn.Parameter(torch.zeros_like(rows[0]))
 
     class Model(kind):  # type: ignore[misc]  # made at run time
-        """What a strategy of LibMTL finds in a model: one shared tensor."""
+        """A model as LibMTL's strategies look at it: one shared tensor."""
 
         task_num, device, rep_grad = len(rows), rows.device, False
 

@@ -24,7 +24,7 @@ _PAUSE = 0.1
 
 @dataclass(frozen=True)
 class Outcome:
-    """What became of a job.
+    """The end of a job.
 
     Args:
         name: the job's.

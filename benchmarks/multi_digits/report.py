@@ -44,7 +44,7 @@ _WORDS = {
 
 @dataclass(frozen=True)
 class Row:
-    """What one method did in one setting, over the reported seeds.
+    """The outcomes of one method in one setting, over the reported seeds.
 
     Args:
         method: its name.

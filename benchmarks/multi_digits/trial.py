@@ -19,7 +19,7 @@ from gradsurgery import MultiTaskOptimizer
 
 @dataclass(frozen=True)
 class Trial:
-    """What one training is made from; two trials of a seed see equal networks and batches.
+    """The settings of one training; two trials of a seed see equal networks and batches.
 
     Args:
         method: a name of the table of methods.
@@ -44,7 +44,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a trial.
+    """The result of a trial.
 
     Args:
         trial: the trial.

@@ -235,8 +235,8 @@ def make_control(
 def make_joint_control(
     num_tasks: int, width: int, batch_size: int, *, seed: int = 0
 ) -> JointWorkload:
-    """The same network with the task as one of T inputs that is 1, as multi-task reinforcement
-    learning has it.
+    """Makes the network of :func:`make_control` with the task as one of T inputs that is 1, as
+    multi-task reinforcement learning has it.
 
     Args:
         num_tasks: T.

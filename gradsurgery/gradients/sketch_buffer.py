@@ -289,7 +289,7 @@ class SketchBuffer(GradientBuffer):
             self._projections[place].add(pieces, self._sum(place, slot))
 
     def _kept(self, parameter: Tensor, grad: Tensor) -> Tensor:
-        """What is kept of a gradient that may turn out to be shared: no more than k numbers."""
+        """Keeps k numbers at most of a gradient that may turn out to be shared."""
         place = self._place[parameter]
         kind, projection = self._kinds[place], self._projections[place]
         numbers = _in_order(parameter, grad)

@@ -104,7 +104,7 @@ class Awaited(Tensor):
 
 
 def kind_of(parameter: Tensor) -> object:
-    """What a parameter and its gradient have in common."""
+    """Gives all that a parameter and its gradient have in common."""
     return parameter.shape, parameter.stride(), parameter.dtype, parameter.device
 
 

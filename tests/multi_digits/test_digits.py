@@ -1,12 +1,10 @@
 """The overlaid images against the single digits that they are made of."""
 
 import numpy as np
-import pytest
 import torch
+from sklearn import datasets
 
 from benchmarks.multi_digits.digits import SHIFT, held_out_digits, training_digits
-
-datasets = pytest.importorskip("sklearn.datasets")
 
 
 def _all_single():

@@ -13,7 +13,6 @@ from benchmarks.multi_digits import report, trial
 from benchmarks.multi_digits.study import LEARNING_RATES, Record, Study, best_rates
 from benchmarks.multi_digits.trial import Outcome, Trial
 
-pytest.importorskip("sklearn.datasets")
 SMALL = Trial("loss-sum", seed=4, num_images=256, num_epochs=1)
 
 

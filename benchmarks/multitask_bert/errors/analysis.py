@@ -55,7 +55,7 @@ NUM_WORST = 5
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was written about a run, and a line that sums it up."""
+    """The page that was written about a run, and a line that sums it up."""
 
     summary: str
     markdown: str

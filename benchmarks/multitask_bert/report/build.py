@@ -55,7 +55,7 @@ GRADIENT_PLOTS = ("conflict-rates", "cosines", "layer-cosines")
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says, and where its files are.
+    """The summary of a report, and where its files are.
 
     Arguments:
         summary: About ten plain lines for each source of data.

@@ -114,7 +114,7 @@ class Versus:
 
 @dataclass(frozen=True)
 class SideBySide:
-    """What was written about pairs of recipes, and its summary."""
+    """The pages that were written about pairs of recipes, and their summary."""
 
     summary: tuple[str, ...]
     markdown: str
